@@ -1,0 +1,317 @@
+"""Attention from files to a file, in blocks of queries, for the command line.
+
+Inputs are memory-mapped and the output is written row after row, so memory stays at one
+block of queries whatever the sizes. The output appears under its name only when it is
+complete.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from ._progress import progress
+from .attention import DotProductAttention, LocalGlobalAttention, MultiHeadAttention
+from .errors import (
+    DimensionMismatchError,
+    EmptyInputError,
+    InvalidConfigError,
+    InvalidMaskError,
+    RuvectorError,
+)
+from .functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["KINDS", "Job", "attend_files"]
+
+# The options that each kind takes besides a mask; the first list must be given.
+_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "dot-product": ((), ()),
+    "multi-head": (("heads",), ()),
+    "flash": ((), ("heads", "causal")),
+    "local-global": (("local_window", "global_tokens"), ()),
+}
+KINDS = tuple(_OPTIONS)
+
+# A block is this much work (multiplications) and at most this many array elements: long
+# enough to hide the cost of a call, short enough for progress and Ctrl-C.
+_BLOCK_WORK = 2**31
+_BLOCK_ELEMENTS = 2**22
+_MIN_BLOCK = 64
+
+_FLOATS = ("f2", "f4", "f8")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the command line asked for; paths are as the user wrote them."""
+
+    kind: str
+    query: str
+    keys: str
+    values: str
+    output: str
+    mask: str | None = None
+    heads: int | None = None
+    causal: bool = False
+    local_window: int | None = None
+    global_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        required, optional = _OPTIONS[self.kind]
+        for name in ("heads", "causal", "local_window", "global_tokens"):
+            option = "--" + name.replace("_", "-")
+            value = getattr(self, name)
+            given = value is not None and value is not False
+            if given and name not in required + optional:
+                raise InvalidConfigError(f"{option} does not apply to --kind {self.kind}")
+            if name in required and not given:
+                raise InvalidConfigError(f"--kind {self.kind} needs {option}")
+        if self.heads is not None and self.heads < 1:
+            raise InvalidConfigError(f"--heads must be at least 1, got {self.heads}")
+
+
+def attend_files(job: Job) -> str:
+    """Run one job and write its output.
+
+    Parameters
+    ----------
+    job : Job
+        ``query`` of shape ``(dim,)``, ``(m, dim)`` or ``(B, m, dim)``, ``keys``
+        ``(n, dim)`` and ``values`` ``(n, dim_v)``, with a leading B or not beside a batch;
+        ``mask`` ``(n,)``, ``(m, n)`` or ``(B, m, n)``, bool or float.
+
+    Returns
+    -------
+    str
+        Dtype and shape of the output.
+
+    Raises
+    ------
+    RuvectorError
+        If a file is not usable or the shapes and options do not fit together.
+    OSError
+        If a file cannot be read or written.
+    """
+    query = _open(job.query, "--query")
+    keys = _open(job.keys, "--keys")
+    values = _open(job.values, "--values")
+    mask = None if job.mask is None else _open(job.mask, "--mask")
+    _check(job, query, keys, values, mask)
+    common = np.result_type(*(_working_dtype(array) for array in (query, keys, values)))
+    keys, values = _prepared(keys, common), _prepared(values, common)
+
+    dtype = _working_dtype(query)
+    shape = (*query.shape[:-1], values.shape[-1])
+    rows = int(np.prod(query.shape[:-1]))
+    with (
+        _atomic_file(job.output) as file,
+        progress(rows, "attend", "queries") as advance,
+    ):
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        )
+        for block in _blocks(job, query, keys, values, mask):
+            file.write(np.ascontiguousarray(block, dtype=dtype).data)
+            advance(block.size // values.shape[-1] if values.shape[-1] else 0)
+    return f"{dtype} {shape}"
+
+
+def _blocks(
+    job: Job,
+    query: NDArray[Any],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    mask: NDArray[Any] | None,
+) -> Iterator[NDArray[Any]]:
+    if query.ndim == 1:
+        yield _rows(job, query, keys, values, mask, 0, 1)
+        return
+    if query.ndim == 3:
+        keys, values = (
+            np.broadcast_to(array, (len(query), *array.shape[-2:])) for array in (keys, values)
+        )
+        for index in range(len(query)):
+            one_mask = mask if mask is None or mask.ndim < 3 else mask[index]
+            yield from _blocks(job, query[index], keys[index], values[index], one_mask)
+        return
+    width = keys.shape[-1] + values.shape[-1]
+    step = min(_BLOCK_WORK // (len(keys) * width), _BLOCK_ELEMENTS // width)
+    step = max(_MIN_BLOCK, step)
+    for start in range(0, len(query), step):
+        block = query[start : start + step]
+        block_mask = mask if mask is None or mask.ndim == 1 else mask[start : start + step]
+        yield _rows(job, block, keys, values, block_mask, start, len(query))
+
+
+def _rows(
+    job: Job,
+    query: NDArray[Any],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    mask: NDArray[Any] | None,
+    start: int,
+    total: int,
+) -> NDArray[Any]:
+    """Return the outputs of the queries that follow the first ``start`` of ``total``."""
+    out: NDArray[Any]
+    dim = keys.shape[1]
+    if job.kind == "dot-product":
+        out = DotProductAttention(dim).compute(query, keys, values, mask=mask)
+    elif job.kind == "multi-head":
+        out = MultiHeadAttention(dim, job.heads or 1).compute(query, keys, values, mask=mask)
+    elif job.kind == "local-global":
+        out = LocalGlobalAttention(dim, job.local_window or 0, job.global_tokens or 0).compute(
+            query,
+            keys,
+            values,
+            mask=mask,
+            positions=np.arange(start, start + len(query)) if total > 1 else None,
+        )
+    else:
+        out = _flash(job, query, keys, values, mask, len(keys) - total + start)
+    return out
+
+
+def _flash(
+    job: Job,
+    query: NDArray[Any],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    mask: NDArray[Any] | None,
+    offset: int,
+) -> NDArray[Any]:
+    """Attend by heads; when causal, the first query sees the first ``offset + 1`` keys."""
+    rows = np.atleast_2d(query)
+    if job.causal:
+        # Bottom-right over all queries is bottom-right over this block and the keys that
+        # its last query sees.
+        seen = max(0, offset + len(rows))
+        keys, values = keys[:seen], values[:seen]
+        mask = None if mask is None else mask[..., :seen]
+    heads = job.heads or 1
+    out = scaled_dot_product_attention(
+        _split_heads(rows, heads),
+        _split_heads(keys, heads),
+        _split_heads(values, heads),
+        attn_mask=mask,
+        is_causal=job.causal,
+        causal_alignment="bottom_right",
+    )
+    joined: NDArray[Any] = out.swapaxes(0, 1).reshape(*query.shape[:-1], values.shape[1])
+    return joined
+
+
+def _split_heads(array: NDArray[Any], heads: int) -> NDArray[Any]:
+    rows, width = array.shape
+    return array.reshape(rows, heads, width // heads).swapaxes(0, 1)
+
+
+def _open(path: str, option: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, SyntaxError, EOFError) as error:
+        reason = f"not a usable .npy file ({error})"
+    else:
+        if array.dtype.kind in "biu" or array.dtype.newbyteorder("=").str[1:] in _FLOATS:
+            return np.asarray(array)
+        reason = f"dtype {array.dtype} is not supported (float16, float32, float64 or integer)"
+    raise RuvectorError(f"{option} {path}: {reason}")
+
+
+def _check(
+    job: Job,
+    query: NDArray[Any],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    mask: NDArray[Any] | None,
+) -> None:
+    batch = query.shape[:-2]
+    if query.ndim not in (1, 2, 3):
+        raise DimensionMismatchError(
+            f"query must have shape (dim,), (m, dim) or (B, m, dim), got {query.shape}"
+        )
+    for name, array, width in (("keys", keys, "dim"), ("values", values, "dim_v")):
+        if array.ndim < 2 or array.shape[:-2] not in ((), batch):
+            wanted = f"(n, {width})" + (f" or ({batch[0]}, n, {width})" if batch else "")
+            raise DimensionMismatchError(
+                f"{name} must have shape {wanted} beside query {query.shape}, got {array.shape}"
+            )
+    dim, n = query.shape[-1], keys.shape[-2]
+    m = query.shape[-2] if query.ndim > 1 else 1
+    if keys.shape[-1] != dim:
+        raise DimensionMismatchError(
+            f"keys must hold vectors of length {dim} as in query, got {keys.shape[-1]}"
+        )
+    if values.shape[-2] != n:
+        raise DimensionMismatchError(
+            f"values must hold {n} vectors, one per key, got {values.shape[-2]}"
+        )
+    if n == 0 or dim == 0:
+        raise EmptyInputError(f"keys must hold at least one vector, got shape {keys.shape}")
+    heads = job.heads or 1
+    if dim % heads or values.shape[-1] % heads:
+        raise DimensionMismatchError(
+            f"--heads {heads} does not divide the width of the keys ({dim}) and of the "
+            f"values ({values.shape[-1]})"
+        )
+    if mask is not None:
+        shapes = [(n,), (m, n), *([(*batch, m, n)] if batch else [])]
+        if mask.shape not in shapes:
+            raise InvalidMaskError(
+                f"mask must have shape {' or '.join(map(str, shapes))}, got {mask.shape}"
+            )
+        if mask.dtype.kind not in "bf":
+            raise InvalidMaskError(f"mask must be bool or float, got {mask.dtype}")
+    if job.kind == "local-global" and m not in (1, n):
+        raise DimensionMismatchError(
+            f"query must hold one vector or one per key ({n}) for local-global, got {m}"
+        )
+
+
+def _working_dtype(array: NDArray[Any]) -> np.dtype[Any]:
+    if array.dtype.kind == "f":
+        return array.dtype.newbyteorder("=")
+    return np.dtype(np.float32)
+
+
+def _prepared(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    # Keys and values serve every block: what would be copied for each is copied once here.
+    if array.dtype == dtype and array.strides[-1] == dtype.itemsize:
+        return array
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+@contextmanager
+def _atomic_file(path: str) -> Iterator[BinaryIO]:
+    """Open a file that takes the name ``path`` when the block ends well, else vanishes."""
+    # A symbolic link keeps pointing where it points, and /dev/null stays a device.
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise RuvectorError(f"--output {path}: is not a regular file")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        file = open(temporary, "xb")  # noqa: SIM115
+    except OSError as error:
+        raise RuvectorError(f"--output {path}: {error.strerror}") from None
+    with file:
+        try:
+            yield file
+            file.close()
+            os.replace(temporary, path)
+        except BaseException:
+            file.close()
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise

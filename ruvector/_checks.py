@@ -1,0 +1,53 @@
+"""Checks of scalar options: each returns the plain Python value or names the argument."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidConfigError
+
+__all__ = ["finite", "flag", "integer", "one_of"]
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return `value` as a bool; only a bool is one."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidConfigError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def integer(value: Any, name: str, minimum: int) -> int:
+    """Return `value` as an int of at least `minimum`; a bool is not a number here."""
+    try:
+        result = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        result = None
+    if result is None or result < minimum:
+        raise InvalidConfigError(
+            f"{name} must be an integer of at least {minimum}, got {value!r}"
+        )
+    return result
+
+
+def finite(value: Any, name: str, *, positive: bool = False) -> float:
+    """Return `value` as a finite float, above 0 where `positive`."""
+    result = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        result = float(value)
+    if not math.isfinite(result) or (positive and result <= 0):
+        kind = "positive finite number" if positive else "finite number"
+        raise InvalidConfigError(f"{name} must be a {kind}, got {value!r}")
+    return result
+
+
+def one_of(value: Any, name: str, allowed: tuple[str, ...]) -> str:
+    """Return `value` if it is one of the words allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        words = " or ".join(repr(word) for word in allowed)
+        raise InvalidConfigError(f"{name} must be {words}, got {value!r}")
+    return value

@@ -1,0 +1,272 @@
+r"""Softmax attention as a stream of key tiles: the NumPy twin of the compiled engine.
+
+For every query row, over the keys it sees (:mod:`ruvector._kernels.spec` says which, and
+how a score is made) ::
+
+    o = sum_j exp(s_j - L) v_j          L = ln sum_j exp(s_j)
+
+computed as FlashAttention-2 does (Dao 2023, arXiv 2307.08691) with the online softmax: the
+running maximum m, the sum l and the accumulator are rescaled by ``exp(m_old - m_new)`` as
+tiles raise the maximum. Cost is two matrix products, ``4 Lq Lk D`` floating-point
+operations, done by BLAS; memory is a few tiles of a megabyte, whatever the lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ruvector._kernels.fallback import _storage
+from ruvector._kernels.fallback._online import Normaliser, zero_point
+from ruvector._kernels.fallback._plain import attend_plain
+from ruvector._kernels.fallback._threads import blas_threads
+from ruvector._kernels.fallback._tiles import blocks
+from ruvector._kernels.spec import AttentionSpec
+
+__all__ = ["attend", "attend_plain", "merge", "top_k", "weights"]
+
+_Array = NDArray[Any]
+
+# Numbers of one part that are merged at a time.
+_MERGED = 1 << 18
+
+
+def _multiply_adds(query: _Array, key: _Array, width: int) -> int:
+    batch, heads, num_queries, dim = query.shape
+    return int(batch * heads * num_queries * key.shape[2] * (dim + width))
+
+
+def attend(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    out: _Array,
+    lse: _Array | None,
+    spec: AttentionSpec,
+    threads: int,
+) -> None:
+    """Compute the attention state (o, L) of every query row.
+
+    Parameters
+    ----------
+    query : ndarray, shape (B, H, Lq, D)
+        float32, float64, float16, or uint16 holding the bits of bfloat16. Any strides on
+        the first three axes, zero and negative included; the last axis contiguous.
+    key : ndarray, shape (B, Hkv, Lk, D)
+        Of the query's dtype. Query head ``h`` reads head ``h // (H // Hkv)``.
+    value : ndarray, shape (B, Hkv, Lk, Dv)
+        Of the query's dtype.
+    out : ndarray, shape (B, H, Lq, Dv)
+        Takes o, in the query's dtype. Overlaps no input.
+    lse : ndarray, shape (B, H, Lq), or None
+        Takes L: float64 for float64, else float32.
+    spec : AttentionSpec
+        Score function and visible set. Ragged problems have ``B == 1`` and their sequences
+        one after another along Lq and Lk, those of bias, mask and positions too.
+    threads : int
+        How many threads BLAS may use.
+    """
+    work = _multiply_adds(query, key, value.shape[3])
+    with blas_threads(threads, work), np.errstate(all="ignore"):
+        if spec.cu_seqlens_q is None:
+            _attend(query, key, value, out, lse, spec)
+            return
+        for q, k, own in _sequences(spec):
+            _attend(
+                query[:, :, q],
+                key[:, :, k],
+                value[:, :, k],
+                out[:, :, q],
+                None if lse is None else lse[:, :, q],
+                own,
+            )
+
+
+def _sequences(spec: AttentionSpec) -> Iterator[tuple[slice, slice, AttentionSpec]]:
+    """Take a ragged problem apart: rows, keys and the specification of each sequence."""
+    assert spec.cu_seqlens_q is not None
+    assert spec.cu_seqlens_k is not None
+    plain = replace(spec, cu_seqlens_q=None, cu_seqlens_k=None)
+    packed = any(a is not None for a in (spec.bias, spec.mask, spec.positions))
+    q_ends, k_ends = spec.cu_seqlens_q.tolist(), spec.cu_seqlens_k.tolist()
+    for s in range(len(q_ends) - 1):
+        q, k = slice(q_ends[s], q_ends[s + 1]), slice(k_ends[s], k_ends[s + 1])
+        if q.start == q.stop:
+            continue
+        own = plain
+        if packed:
+            own = replace(
+                plain,
+                bias=None if spec.bias is None else spec.bias[:, :, q, k],
+                mask=None if spec.mask is None else spec.mask[:, :, q, k],
+                positions=None if spec.positions is None else spec.positions[q],
+            )
+        yield q, k, own
+
+
+def _attend(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    out: _Array,
+    lse: _Array | None,
+    spec: AttentionSpec,
+) -> None:
+    dtype = _storage.compute_dtype(query)
+    for block in blocks(query, key, value, value.shape[3], spec):
+        normaliser = Normaliser(block, spec, dtype)
+        total = np.zeros((*block.lines, value.shape[3]), dtype)
+        for tile in block.tiles():
+            total *= normaliser.update(tile.scores)
+            total += block.weigh(tile)
+        _storage.store(out[block.place], normaliser.divide(total))
+        if lse is not None:
+            lse[block.place] = normaliser.lse()
+
+
+def weights(query: _Array, key: _Array, out: _Array, spec: AttentionSpec, threads: int) -> None:
+    """Compute the softmax probabilities of every query row, hidden keys 0.
+
+    Parameters
+    ----------
+    query : ndarray, shape (B, H, Lq, D)
+        As in `attend`.
+    key : ndarray, shape (B, Hkv, Lk, D)
+        As in `attend`.
+    out : ndarray, shape (B, H, Lq, Lk)
+        Takes ``exp(s - L)``: float64 for float64, else float32; the last axis contiguous.
+        With sink logits a row sums to less than 1.
+    spec : AttentionSpec
+        Score function and visible set; not ragged.
+    threads : int
+        How many threads BLAS may use.
+    """
+    dtype = _storage.compute_dtype(query)
+    out[...] = -np.inf
+    with blas_threads(threads, _multiply_adds(query, key, 0)), np.errstate(all="ignore"):
+        for block in blocks(query, key, None, 0, spec):
+            normaliser = Normaliser(block, spec, dtype)
+            place = out[block.place]
+            for start, stop, scores in block.tiles():
+                place[..., start:stop] = scores.reshape(*block.shape, stop - start)
+                normaliser.update(scores)
+            lse = normaliser.lse()[..., np.newaxis]
+            # A hidden key weighs 0 beside an L of NaN, too.
+            hidden = place == -np.inf if np.isnan(lse).any() else None
+            place -= zero_point(lse)
+            np.exp(place, out=place)
+            if hidden is not None:
+                place[hidden] = 0
+
+
+def top_k(
+    query: _Array,
+    key: _Array,
+    k: int,
+    indices: NDArray[np.int64],
+    weights: _Array,
+    spec: AttentionSpec,
+    threads: int,
+) -> None:
+    """Find the k most attended keys of every query row.
+
+    Parameters
+    ----------
+    query : ndarray, shape (B, H, Lq, D)
+        As in `attend`.
+    key : ndarray, shape (B, Hkv, Lk, D)
+        As in `attend`.
+    k : int
+        How many keys.
+    indices : ndarray of int64, shape (B, H, Lq, k)
+        Takes the keys' indices, by descending score, equal scores by ascending index; -1
+        where a row sees fewer than k keys.
+    weights : ndarray, shape (B, H, Lq, k)
+        Takes their weights, normalised over every visible key and the sink logit; 0 beside
+        an index of -1. float64 for float64, else float32.
+    spec : AttentionSpec
+        Score function and visible set; not ragged.
+    threads : int
+        How many threads BLAS may use.
+    """
+    dtype = _storage.compute_dtype(query)
+    with blas_threads(threads, _multiply_adds(query, key, 0)), np.errstate(all="ignore"):
+        for block in blocks(query, key, None, 3 * k, spec):
+            normaliser = Normaliser(block, spec, dtype)
+            best = np.full((*block.lines, k), -np.inf, dtype)
+            found = np.full((*block.lines, k), -1, np.int64)
+            for start, _, scores in block.tiles():
+                # A NaN is somewhere in a row that is NaN as a whole: let it come first.
+                np.fmin(scores, np.inf, out=scores)
+                columns = _largest(scores, k)
+                best = np.concatenate(
+                    (best, np.take_along_axis(scores, columns, axis=-1)), axis=-1
+                )
+                found = np.concatenate((found, columns + start), axis=-1)
+                columns = _largest(best, k)
+                best = np.take_along_axis(best, columns, axis=-1)
+                found = np.take_along_axis(found, columns, axis=-1)
+                normaliser.update(scores)
+            shape = (*block.shape, k)
+            best, found = best.reshape(shape), found.reshape(shape)
+            hidden = best == -np.inf
+            best -= zero_point(normaliser.lse())[..., np.newaxis]
+            np.exp(best, out=best)
+            weights[block.place] = np.where(hidden, 0, best)
+            indices[block.place] = np.where(hidden, -1, found)
+
+
+def _largest(scores: _Array, k: int) -> NDArray[np.int64]:
+    """Find the columns of the k largest scores, in the order that `top_k` promises."""
+    count = scores.shape[-1]
+    if k >= count:
+        return np.argsort(-scores, axis=-1, kind="stable")
+    limit = np.partition(scores, count - k, axis=-1)[..., count - k, np.newaxis]
+    chosen = scores >= limit
+    if np.count_nonzero(chosen) > k * (scores.size // count):
+        above = scores > limit
+        level = scores == limit
+        places = k - np.count_nonzero(above, axis=-1, keepdims=True)
+        chosen = above | (level & (np.cumsum(level, axis=-1) <= places))
+    columns = np.nonzero(chosen)[-1].reshape(*scores.shape[:-1], k)
+    order = np.argsort(-np.take_along_axis(scores, columns, axis=-1), axis=-1, kind="stable")
+    return np.take_along_axis(columns, order, axis=-1)
+
+
+def merge(outputs: _Array, lses: _Array, out: _Array, lse: _Array) -> None:
+    """Combine the attention states of disjoint key sets, in index order.
+
+    Parameters
+    ----------
+    outputs : ndarray, shape (P, R, Dv)
+        o of each part: float32, float64, float16 or the bits of bfloat16.
+    lses : ndarray, shape (P, R)
+        L of each part, float32 or float64. A part with -inf takes no part, even where its
+        o is NaN.
+    out : ndarray, shape (R, Dv)
+        Takes the merged o; the zeros of the identity where no part saw a key.
+    lse : ndarray, shape (R,)
+        Takes the merged L; -inf where no part saw a key.
+    """
+    parts, num_rows, width = outputs.shape
+    step = max(1, _MERGED // max(1, width))
+    with np.errstate(all="ignore"):
+        for i in range(0, num_rows, step):
+            rows = slice(i, min(i + step, num_rows))
+            own = lses[:, rows]
+            maximum = own.max(axis=0, initial=-np.inf)
+            shares = np.exp(own - zero_point(maximum))
+            whole = np.zeros(len(maximum), lses.dtype)
+            total = np.zeros((len(maximum), width), lses.dtype)
+            for p in range(parts):
+                whole += shares[p]
+                part = shares[p, :, np.newaxis] * _storage.widen(outputs[p, rows])
+                part[own[p] == -np.inf] = 0
+                total += part
+            total /= np.where(whole == 0, 1, whole)[:, np.newaxis]
+            _storage.store(out[rows], total)
+            lse[rows] = maximum + np.log(whole)

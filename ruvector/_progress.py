@@ -1,0 +1,60 @@
+"""Progress of long work on standard error: a tqdm bar, or a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["progress"]
+
+# Work that ends sooner than this prints nothing; without a bar a line follows this often.
+DELAY = 2.0
+INTERVAL = 10.0
+
+
+@contextmanager
+def progress(total: int, label: str, unit: str) -> Iterator[Callable[[int], object]]:
+    """Report how much of some work is done, once it turns out to be long.
+
+    Parameters
+    ----------
+    total : int
+        The amount of work.
+    label, unit : str
+        What is done, and what is counted.
+
+    Yields
+    ------
+    callable
+        To be called with the amount of work done since its last call.
+    """
+    if sys.stderr.isatty():
+        try:
+            tqdm = import_module("tqdm").tqdm
+        except ImportError:
+            pass
+        else:
+            with tqdm(total=total, desc=label, unit=unit, delay=DELAY, leave=False) as bar:
+                yield bar.update
+            return
+    done = 0
+    due = time.monotonic() + DELAY
+
+    def update(step: int) -> None:
+        nonlocal done, due
+        done += step
+        if time.monotonic() >= due and done < total:
+            due = time.monotonic() + INTERVAL
+            print(
+                f"{label}: {done} of {total} {unit} ({done / total:.0%})",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield update

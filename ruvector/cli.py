@@ -1,0 +1,129 @@
+"""The command line: ``ruvector info``, ``ruvector selftest``, ``ruvector attend``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ._attend import KINDS, Job, attend_files
+from ._config import info, version
+from .errors import RuvectorError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments, without the name of the program; those of the process when None.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 where the self-test found a mismatch, 2 for bad input, 130
+        after Ctrl-C.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        return int(options.run(options))
+    except (RuvectorError, OSError) as error:
+        print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog} {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ruvector", description="Attention mechanisms on the CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"ruvector {version()}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+
+    command = commands.add_parser("info", help="show what is installed and what runs")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser(
+        "selftest", help="compare every available kernel with a float64 reference"
+    )
+    command.set_defaults(run=_selftest)
+
+    command = commands.add_parser(
+        "attend",
+        help="attend from queries in a .npy file over keys and values in others",
+        description="Attend from QUERY, shape (dim,), (m, dim) or (B, m, dim), over KEYS "
+        "(n, dim) and VALUES (n, dim_v), with a leading B where QUERY has one. Inputs are "
+        "memory-mapped; OUT appears only when it is complete.",
+    )
+    command.add_argument("--kind", required=True, choices=KINDS)
+    command.add_argument("--query", required=True, metavar="QUERY.npy")
+    command.add_argument("--keys", required=True, metavar="KEYS.npy")
+    command.add_argument("--values", required=True, metavar="VALUES.npy")
+    command.add_argument(
+        "--mask",
+        metavar="MASK.npy",
+        help="(n,) or (m, n): bool, True attends, or float, added to the scores",
+    )
+    command.add_argument(
+        "--heads", type=int, metavar="H", help="heads of multi-head (required) and flash"
+    )
+    command.add_argument(
+        "--causal",
+        action="store_true",
+        help="flash: the last query sees every key, each one before it one key less",
+    )
+    command.add_argument(
+        "--local-window", type=int, metavar="W", help="local-global: width of the window"
+    )
+    command.add_argument(
+        "--global-tokens", type=int, metavar="G", help="local-global: first keys, always seen"
+    )
+    command.add_argument("-o", "--output", required=True, metavar="OUT.npy")
+    command.set_defaults(run=_attend)
+    return parser
+
+
+def _info(options: argparse.Namespace) -> int:
+    facts = info()
+    if options.json:
+        import json
+
+        print(json.dumps(facts, indent=2))
+        return 0
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {_text(value)}")
+    return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from ._selftest import selftest
+
+    report = selftest()
+    print(report)
+    return 0 if report.passed else 1
+
+
+def _attend(options: argparse.Namespace) -> int:
+    fields = vars(options)
+    written = attend_files(Job(**{name: fields[name] for name in Job.__dataclass_fields__}))
+    print(f"{options.output}: {written}")
+    return 0

@@ -1,0 +1,34 @@
+"""The exceptions that ruvector raises on bad input.
+
+Each derives from :class:`RuvectorError` and from :class:`ValueError`, so code that
+catches ``ValueError`` keeps working. Input of a wrong *type* (complex, object, string)
+raises the built-in :class:`TypeError`.
+"""
+
+__all__ = [
+    "DimensionMismatchError",
+    "EmptyInputError",
+    "InvalidConfigError",
+    "InvalidMaskError",
+    "RuvectorError",
+]
+
+
+class RuvectorError(Exception):
+    """Base class of every error that ruvector raises on purpose."""
+
+
+class DimensionMismatchError(RuvectorError, ValueError):
+    """An array has the wrong number of axes or an axis of the wrong length."""
+
+
+class EmptyInputError(RuvectorError, ValueError):
+    """There is nothing to attend to where something is required."""
+
+
+class InvalidConfigError(RuvectorError, ValueError):
+    """A configuration value or an option is outside its domain."""
+
+
+class InvalidMaskError(RuvectorError, ValueError):
+    """A mask has a dtype or a shape that the mechanism cannot take."""
