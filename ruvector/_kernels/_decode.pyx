@@ -1,0 +1,169 @@
+"""Decoding: all rows of one query sequence against one chunk of keys, then the merge.
+
+Key and value heads that lie side by side in memory are handled together, so that every row
+of K and V is read once and in order (one pass for each head over interleaved rows reaches a
+third of the memory's speed). Keys are cut into chunks whose size depends on the shapes alone;
+each chunk leaves a state (m, l, o), and the states are merged in order: the bits of a result
+do not depend on who computed which chunk. The mathematics is in simd/decode.inc.h.
+"""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
+
+from ruvector._kernels._dispatch cimport rv_decode_tiles
+from ruvector._kernels._problem cimport (
+    Bounds, Call, Segment, query_bounds, query_position, real_at, start_empty,
+    start_state,
+)
+
+# A chunk reads about this much of K: enough to hide the start of a thread and of a stream.
+cdef Py_ssize_t CHUNK_BYTES = 512 * 1024
+
+
+cdef inline Py_ssize_t padded(const Call *call, Py_ssize_t n) noexcept nogil:
+    return (n + call.decode.lanes - 1) // call.decode.lanes * call.decode.lanes
+
+
+cdef Py_ssize_t chunk_keys(const Call *call, int heads) noexcept nogil:
+    """Keys in one chunk: a multiple of the key tile, from the shapes alone."""
+    cdef const rv_decode_tiles *t = call.decode
+    cdef Py_ssize_t row = max(1, heads * (call.dim + call.dim_v) * t.item // 2)
+    cdef Py_ssize_t tiles = max(1, CHUNK_BYTES // (row * t.key_tile))
+    return tiles * t.key_tile
+
+
+cdef Py_ssize_t state_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
+    """Bytes of the state (m, l, o) of `rows` rows."""
+    return rows * (2 + padded(call, call.dim_v)) * call.decode.real
+
+
+cdef Py_ssize_t scratch_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
+    """Bytes of scratch for `rows` rows: queries, scores and their copy."""
+    cdef const rv_decode_tiles *t = call.decode
+    return rows * (padded(call, call.dim) + 2 * t.key_tile) * t.real
+
+
+cdef inline void score_rows(const Call *call, const Segment *segment, int first_head,
+                            int rows, int64_t first_key, int nk, char *s,
+                            bint *masked) noexcept nogil:
+    """Epilogues of the scores s[rows][key_tile]; row r is query r // group."""
+    cdef const rv_decode_tiles *t = call.decode
+    cdef Py_ssize_t lds = t.key_tile * t.real, i
+    cdef int r, head, group = call.group, lq = <int> segment.lq
+    cdef Bounds seen
+    masked[0] = segment.bias != NULL or segment.mask != NULL
+    for r in range(rows):
+        i = (r // group) % lq
+        head = (first_head + r // (group * lq)) * group + r % group
+        if call.softcap != 0:
+            t.softcap(s + r * lds, nk, call.softcap * call.unit)
+        if call.slopes != NULL:
+            t.alibi(s + r * lds, nk, real_at(call, call.slopes, head) * call.unit,
+                    <double> (query_position(call, segment, i) - first_key))
+        if segment.bias != NULL:
+            t.add_bias(s + r * lds, nk,
+                       segment.bias + head * call.bias_head + i * call.bias_row
+                       + first_key * call.bias_key, call.bias_key // t.real, call.unit)
+        if segment.mask != NULL:
+            t.hide_mask(s + r * lds, nk,
+                        segment.mask + head * call.mask_head + i * call.mask_row
+                        + first_key * call.mask_key, call.mask_key)
+        seen = query_bounds(call, segment, i)
+        if ((seen.lower > first_key or seen.upper < first_key + nk)
+                and seen.sink < first_key + nk):
+            masked[0] = True
+            t.hide_outside(s + r * lds, nk, <double> (seen.lower - first_key),
+                           <double> (seen.upper - first_key),
+                           <double> (seen.sink - first_key))
+
+
+cdef void attend_chunk(const Call *call, const Segment *segment, int first_head, int heads,
+                       int64_t begin, int64_t end, char *state, char *memory) noexcept nogil:
+    """State of the rows of `heads` key/value heads over the keys [begin, end)."""
+    cdef const rv_decode_tiles *t = call.decode
+    cdef int group = call.group, lq = <int> segment.lq, per_head = group * lq
+    cdef int rows = heads * per_head, r, h, head, nk, real = t.real
+    cdef Py_ssize_t ldq = padded(call, call.dim), ldo = padded(call, call.dim_v), i
+    cdef Py_ssize_t lds = t.key_tile, item = t.item
+    cdef char *m = state
+    cdef char *l = m + rows * real
+    cdef char *o = l + rows * real
+    cdef char *q = memory
+    cdef char *s = q + rows * ldq * real
+    cdef char *raw = s + rows * lds * real
+    cdef const char *k
+    cdef const char *v
+    cdef bint masked = False, careful
+    cdef int64_t first_key = begin
+
+    memset(o, 0, rows * ldo * real)
+    for r in range(rows):
+        i = (r // group) % lq
+        head = (first_head + r // per_head) * group + r % group
+        t.load_query(segment.q + head * call.q_head + i * call.q_row, call.dim,
+                     call.scale * call.unit, q + r * ldq * real)
+        if begin == 0:
+            start_state(call, head, m, l, r)
+        else:
+            start_empty(call, m, l, r)
+
+    while first_key < end:
+        nk = <int> min(<int64_t> t.key_tile, end - first_key)
+        k = segment.k + first_head * call.k_head + first_key * call.k_row
+        v = segment.v + first_head * call.v_head + first_key * call.v_row
+        t.scores(q, ldq, k, call.k_row // item, call.k_head // item, nk, heads, per_head,
+                 call.dim, s, lds)
+        score_rows(call, segment, first_head, rows, first_key, nk, s, &masked)
+        if segment.weights != NULL:
+            for r in range(rows):
+                head = first_head * group + r
+                memcpy(segment.weights + (head * segment.lk + first_key) * real,
+                       s + r * lds * real, nk * real)
+        careful = False
+        if masked:
+            for h in range(heads):
+                if not t.all_finite(v + h * call.v_head, call.v_row // item, nk, call.dim_v):
+                    careful = True
+            if careful:
+                memcpy(raw, s, rows * lds * real)
+        t.update(s, lds, rows, nk, m, l, o, ldo)
+        t.accumulate(s, raw if careful else NULL, lds, v, call.v_row // item,
+                     call.v_head // item, nk, heads, per_head, call.dim_v, o, ldo)
+        first_key += nk
+
+
+cdef void finish_rows(const Call *call, const Segment *segment, int first_head, int heads,
+                      char *states, Py_ssize_t chunks) noexcept nogil:
+    """Merge the states of all chunks in order and write output, L and weights."""
+    cdef const rv_decode_tiles *t = call.decode
+    cdef int group = call.group, lq = <int> segment.lq, per_head = group * lq
+    cdef int rows = heads * per_head, r, head, real = t.real
+    cdef Py_ssize_t ldo = padded(call, call.dim_v), i, c
+    cdef Py_ssize_t size = state_bytes(call, rows)
+    cdef char *m
+    cdef char *l
+    cdef char *o
+    cdef char *m2
+    cdef double lse
+    cdef char lse_bytes[8]
+    cdef void *lse_at
+    for r in range(rows):
+        i = (r // group) % lq
+        head = (first_head + r // per_head) * group + r % group
+        m = states + r * real
+        l = states + (rows + r) * real
+        o = states + (2 * rows + r * ldo) * real
+        for c in range(1, chunks):
+            m2 = states + c * size
+            t.merge(m, l, o, m2 + r * real, m2 + (rows + r) * real,
+                    m2 + (2 * rows + r * ldo) * real, call.dim_v)
+        lse_at = NULL
+        if segment.lse != NULL:
+            lse_at = segment.lse + head * call.lse_head + i * call.lse_row
+        elif segment.weights != NULL:
+            lse_at = lse_bytes
+        t.finish(m, l, o, call.dim_v, segment.out + head * call.out_head + i * call.out_row,
+                 lse_at)
+        if segment.weights != NULL:
+            lse = real_at(call, <const char *> lse_at, 0)
+            t.probabilities(segment.weights + head * segment.lk * real, segment.lk, lse, 1.0)

@@ -1,0 +1,76 @@
+"""The C table of single-threaded tiles; simd/tiles.h says what each one computes."""
+
+from libc.stddef cimport ptrdiff_t
+
+
+cdef extern from "simd/tiles.h" nogil:
+    ctypedef enum rv_dtype:
+        RV_F32
+        RV_F64
+        RV_F16
+        RV_BF16
+
+    ctypedef struct rv_softmax_tiles:
+        int lanes, cols, key_tile, query_tiles, item, real
+        void (*pack)(const void *const *rows, int cols, ptrdiff_t dim, double scale,
+                     void *qt) noexcept nogil
+        void (*load_keys)(const void *k, ptrdiff_t ldk, int nk, ptrdiff_t dim,
+                          void *dst) noexcept nogil
+        void (*load_values)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dim,
+                            void *dst) noexcept nogil
+        void (*scores)(const void *qt, int cols, const void *k, ptrdiff_t ldk, int nk,
+                       ptrdiff_t dim, void *s) noexcept nogil
+        void (*softcap)(void *s, int nk, int cols, double cap) noexcept nogil
+        void (*alibi)(void *s, int nk, int cols, const void *slope,
+                      const void *position) noexcept nogil
+        void (*add_bias)(void *s, int nk, int cols, const void *const *rows,
+                         ptrdiff_t key_stride, double unit) noexcept nogil
+        void (*multiply)(void *s, int nk, int cols, double factor) noexcept nogil
+        void (*hide_mask)(void *s, int nk, int cols, const void *const *rows,
+                          ptrdiff_t key_stride) noexcept nogil
+        void (*hide_outside)(void *s, int nk, int cols, const void *lower, const void *upper,
+                             const void *sink) noexcept nogil
+        void (*update)(void *s, int nk, int cols, void *m, void *l, void *o,
+                       ptrdiff_t dv) noexcept nogil
+        void (*accumulate)(const void *p, int cols, const void *v, ptrdiff_t ldv, int nk,
+                           ptrdiff_t dv, void *o) noexcept nogil
+        int (*all_finite)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv) noexcept nogil
+        void (*accumulate_visible)(const void *p, const void *scores, int cols, const void *v,
+                                   ptrdiff_t ldv, int nk, ptrdiff_t dv, void *o) noexcept nogil
+        void (*finish)(const void *o, const void *m, const void *l, int cols, int rows,
+                       ptrdiff_t dv, void *const *out, void *const *lse) noexcept nogil
+
+    ctypedef struct rv_decode_tiles:
+        int lanes, key_tile, item, real
+        void (*load_query)(const void *row, ptrdiff_t dim, double scale,
+                           void *dst) noexcept nogil
+        void (*scores)(const void *q, ptrdiff_t ldq, const void *k, ptrdiff_t ldk,
+                       ptrdiff_t head_stride, int nk, int heads, int group, ptrdiff_t dim,
+                       void *s, ptrdiff_t lds) noexcept nogil
+        void (*softcap)(void *s, int nk, double cap) noexcept nogil
+        void (*alibi)(void *s, int nk, double slope, double position) noexcept nogil
+        void (*add_bias)(void *s, int nk, const void *bias, ptrdiff_t key_stride,
+                         double unit) noexcept nogil
+        void (*hide_mask)(void *s, int nk, const void *mask,
+                          ptrdiff_t key_stride) noexcept nogil
+        void (*hide_outside)(void *s, int nk, double lower, double upper,
+                             double sink) noexcept nogil
+        void (*update)(void *s, ptrdiff_t lds, int rows, int nk, void *m, void *l, void *o,
+                       ptrdiff_t ldo) noexcept nogil
+        void (*accumulate)(const void *p, const void *scores, ptrdiff_t lds, const void *v,
+                           ptrdiff_t ldv, ptrdiff_t head_stride, int nk, int heads, int group,
+                           ptrdiff_t dv, void *o, ptrdiff_t ldo) noexcept nogil
+        int (*all_finite)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv) noexcept nogil
+        void (*merge)(void *m, void *l, void *o, const void *m2, const void *l2,
+                      const void *o2, ptrdiff_t dv) noexcept nogil
+        void (*finish)(const void *m, const void *l, const void *o, ptrdiff_t dv, void *out,
+                       void *lse) noexcept nogil
+        void (*probabilities)(void *s, ptrdiff_t n, double lse, double unit) noexcept nogil
+
+    ctypedef struct rv_table:
+        const char *isa
+        const rv_softmax_tiles *softmax[4]
+        const rv_decode_tiles *decode[4]
+
+
+cdef const rv_table *tiles() noexcept nogil

@@ -1,0 +1,262 @@
+"""Prefill: one block of query rows against all the keys that any of them sees.
+
+The rows of one key/value head are its queries times the heads that share it (grouped-query
+attention), row r = query r // group of head r % group, so that neighbouring lanes stand at
+neighbouring positions and read the same keys. A block of up to `query_tiles` tiles walks the
+key tiles once; a key tile that no row sees is skipped, one that every row sees runs without a
+mask. Memory beyond the tiles' scratch: none. The mathematics is in simd/softmax.inc.h.
+"""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
+
+from ruvector._kernels._dispatch cimport rv_softmax_tiles
+from ruvector._kernels._problem cimport (
+    Bounds, Call, Segment, query_bounds, query_position, real_at, set_real, start_state,
+)
+
+cdef inline Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
+    return (size + 63) & ~<Py_ssize_t> 63
+
+
+cdef Py_ssize_t scratch_bytes(const Call *call) noexcept nogil:
+    """Bytes of one thread's scratch, 64 more than used so that it can be aligned."""
+    cdef const rv_softmax_tiles *t = call.tiles
+    cdef Py_ssize_t lane_row = aligned(t.cols * t.real)
+    cdef Py_ssize_t one_tile = (
+        sizeof(Tile) + 3 * aligned(t.cols * sizeof(int64_t))
+        + aligned((call.dim + 1) * t.cols * t.real) + aligned(call.dim_v * t.cols * t.real)
+        + 2 * lane_row
+    )
+    cdef Py_ssize_t total = 64 + aligned(t.query_tiles * sizeof(Tile))
+    total += t.query_tiles * one_tile + 3 * lane_row
+    total += 2 * aligned(t.key_tile * t.cols * t.real)
+    total += 3 * aligned(t.cols * sizeof(void *))
+    if t.load_keys != NULL:
+        total += aligned(t.key_tile * call.dim * t.real)
+    if t.load_values != NULL:
+        total += aligned(t.key_tile * call.dim_v * t.real)
+    return total
+
+
+cdef void lay_out(const Call *call, char *memory, Scratch *scratch) noexcept nogil:
+    """Place the buffers of one thread in `memory`."""
+    cdef const rv_softmax_tiles *t = call.tiles
+    cdef char *at = <char *> aligned(<Py_ssize_t> memory)
+    cdef Tile *tile
+    cdef int i
+    scratch.tiles = <Tile *> at
+    at += aligned(t.query_tiles * sizeof(Tile))
+    for i in range(t.query_tiles):
+        tile = scratch.tiles + i
+        tile.row_lower = <int64_t *> at
+        at += aligned(t.cols * sizeof(int64_t))
+        tile.row_upper = <int64_t *> at
+        at += aligned(t.cols * sizeof(int64_t))
+        tile.row_sink = <int64_t *> at
+        at += aligned(t.cols * sizeof(int64_t))
+        tile.qt = at
+        at += aligned((call.dim + 1) * t.cols * t.real)
+        tile.o = at
+        at += aligned(call.dim_v * t.cols * t.real)
+        tile.m = at
+        at += aligned(t.cols * t.real)
+        tile.l = at
+        at += aligned(t.cols * t.real)
+    scratch.lanes = at
+    at += 3 * aligned(t.cols * t.real)
+    scratch.s = at
+    at += aligned(t.key_tile * t.cols * t.real)
+    scratch.raw = at
+    at += aligned(t.key_tile * t.cols * t.real)
+    scratch.rows = <const void **> at
+    at += aligned(t.cols * sizeof(void *))
+    scratch.outs = <void **> at
+    at += aligned(t.cols * sizeof(void *))
+    scratch.lses = <void **> at
+    at += aligned(t.cols * sizeof(void *))
+    scratch.keys = at
+    if t.load_keys != NULL:
+        at += aligned(t.key_tile * call.dim * t.real)
+    scratch.values = at
+
+
+cdef int load_queries(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
+                      const Scratch *scratch) noexcept nogil:
+    """Pack the rows of a block from row `start` on; returns the number of tiles."""
+    cdef const rv_softmax_tiles *t = call.tiles
+    cdef Py_ssize_t total = segment.lq * call.group, row = start, i
+    cdef Tile *tile
+    cdef Bounds seen
+    cdef int count = 0, lane, head
+    while count < t.query_tiles and row < total:
+        tile = scratch.tiles + count
+        tile.rows = <int> min(<Py_ssize_t> t.cols, total - row)
+        tile.cols = t.lanes if tile.rows <= t.lanes else t.cols
+        for lane in range(tile.cols):
+            i = (row + min(lane, tile.rows - 1)) // call.group
+            head = kv_head * call.group + <int> ((row + min(lane, tile.rows - 1)) % call.group)
+            scratch.rows[lane] = segment.q + head * call.q_head + i * call.q_row
+            start_state(call, head, tile.m, tile.l, lane)
+            seen = query_bounds(call, segment, i)
+            tile.row_lower[lane] = seen.lower
+            tile.row_upper[lane] = seen.upper
+            tile.row_sink[lane] = seen.sink
+            if lane == 0:
+                tile.lower = tile.inner_lower = seen.lower
+                tile.upper = tile.inner_upper = seen.upper
+                tile.sink = tile.inner_sink = seen.sink
+            else:
+                tile.lower = min(tile.lower, seen.lower)
+                tile.upper = max(tile.upper, seen.upper)
+                tile.sink = max(tile.sink, seen.sink)
+                tile.inner_lower = max(tile.inner_lower, seen.lower)
+                tile.inner_upper = min(tile.inner_upper, seen.upper)
+                tile.inner_sink = min(tile.inner_sink, seen.sink)
+        t.pack(scratch.rows, tile.cols, call.dim, call.scale * call.unit, tile.qt)
+        memset(tile.o, 0, call.dim_v * tile.cols * t.real)
+        row += tile.rows
+        count += 1
+    return count
+
+
+cdef bint score_tile(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
+                     const Tile *tile, int64_t first_key, int nk, const char *keys,
+                     Py_ssize_t ldk, const Scratch *scratch) noexcept nogil:
+    """Scores of nk keys from `first_key` on, in scratch.s; returns whether any was hidden.
+
+    `start` is the tile's first row; `keys` and `ldk` are what the tile function reads.
+    """
+    cdef const rv_softmax_tiles *t = call.tiles
+    cdef Py_ssize_t row, i
+    cdef int lane, head, cols = tile.cols
+    cdef char *first = scratch.lanes
+    cdef char *second = first + aligned(t.cols * t.real)
+    cdef char *third = second + aligned(t.cols * t.real)
+    cdef bint inside = first_key >= tile.inner_lower and first_key + nk <= tile.inner_upper
+    cdef bint hidden = not inside and first_key + nk > tile.inner_sink
+
+    t.scores(tile.qt, cols, keys, ldk, nk, call.dim, scratch.s)
+    if call.softcap != 0:
+        t.softcap(scratch.s, nk, cols, call.softcap * call.unit)
+    if call.slopes != NULL:
+        for lane in range(cols):
+            row = start + min(lane, tile.rows - 1)
+            head = kv_head * call.group + <int> (row % call.group)
+            set_real(call, first, lane, real_at(call, call.slopes, head) * call.unit)
+            set_real(call, second, lane,
+                     query_position(call, segment, row // call.group) - first_key)
+        t.alibi(scratch.s, nk, cols, first, second)
+    if segment.bias != NULL:
+        for lane in range(cols):
+            row = start + min(lane, tile.rows - 1)
+            i = row // call.group
+            head = kv_head * call.group + <int> (row % call.group)
+            scratch.rows[lane] = (segment.bias + head * call.bias_head + i * call.bias_row
+                                  + first_key * call.bias_key)
+        t.add_bias(scratch.s, nk, cols, scratch.rows, call.bias_key // t.real, call.unit)
+    if segment.mask != NULL:
+        for lane in range(cols):
+            row = start + min(lane, tile.rows - 1)
+            i = row // call.group
+            head = kv_head * call.group + <int> (row % call.group)
+            scratch.rows[lane] = (segment.mask + head * call.mask_head + i * call.mask_row
+                                  + first_key * call.mask_key)
+        t.hide_mask(scratch.s, nk, cols, scratch.rows, call.mask_key)
+    if hidden:
+        for lane in range(cols):
+            set_real(call, first, lane, max(0, tile.row_lower[lane] - first_key))
+            set_real(call, second, lane, min(<int64_t> nk, tile.row_upper[lane] - first_key))
+            set_real(call, third, lane, min(<int64_t> nk, tile.row_sink[lane] - first_key))
+        t.hide_outside(scratch.s, nk, cols, first, second, third)
+    return hidden or segment.bias != NULL or segment.mask != NULL
+
+
+cdef void attend_tile(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
+                      const Tile *tile, int64_t first_key, int nk, const char *keys,
+                      Py_ssize_t ldk, const char *values, Py_ssize_t ldv,
+                      const Scratch *scratch) noexcept nogil:
+    """Bring the state of one tile of rows up to date with nk keys."""
+    cdef const rv_softmax_tiles *t = call.tiles
+    cdef const char *stored = segment.v + kv_head * call.v_head + first_key * call.v_row
+    cdef bint careful = False
+    if score_tile(call, segment, kv_head, start, tile, first_key, nk, keys, ldk, scratch):
+        careful = not t.all_finite(stored, call.v_row // t.item, nk, call.dim_v)
+    if careful:
+        memcpy(scratch.raw, scratch.s, nk * tile.cols * t.real)
+    t.update(scratch.s, nk, tile.cols, tile.m, tile.l, tile.o, call.dim_v)
+    if careful:
+        t.accumulate_visible(scratch.s, scratch.raw, tile.cols, values, ldv, nk, call.dim_v,
+                             tile.o)
+    else:
+        t.accumulate(scratch.s, tile.cols, values, ldv, nk, call.dim_v, tile.o)
+
+
+cdef void attend_range(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
+                       int tiles, int64_t begin, int64_t end,
+                       const Scratch *scratch) noexcept nogil:
+    """Walk the keys [begin, end) in tiles of keys."""
+    cdef const rv_softmax_tiles *t = call.tiles
+    cdef int64_t first_key = begin, last
+    cdef const char *keys
+    cdef const char *values
+    cdef Py_ssize_t ldk = call.k_row // t.item, ldv = call.v_row // t.item
+    cdef const Tile *tile
+    cdef int nk, i
+    while first_key < end:
+        nk = <int> min(<int64_t> t.key_tile, end - first_key)
+        keys = segment.k + kv_head * call.k_head + first_key * call.k_row
+        values = segment.v + kv_head * call.v_head + first_key * call.v_row
+        if t.load_keys != NULL:
+            t.load_keys(keys, call.k_row // t.item, nk, call.dim, scratch.keys)
+            keys = scratch.keys
+            ldk = call.dim
+        if t.load_values != NULL:
+            t.load_values(values, call.v_row // t.item, nk, call.dim_v, scratch.values)
+            values = scratch.values
+            ldv = call.dim_v
+        for i in range(tiles):
+            tile = scratch.tiles + i
+            last = first_key + nk
+            if first_key >= tile.sink:
+                if last <= tile.lower or first_key >= tile.upper:
+                    continue
+                last = min(last, tile.upper)
+            else:
+                last = min(last, max(tile.upper, tile.sink))
+            attend_tile(call, segment, kv_head, start + i * t.cols, tile, first_key,
+                        <int> (last - first_key), keys, ldk, values, ldv, scratch)
+        first_key += nk
+
+
+cdef void attend_block(const Call *call, const Segment *segment, int kv_head,
+                       Py_ssize_t start, const Scratch *scratch) noexcept nogil:
+    """Output and L of the query rows from `start` on, one block of tiles."""
+    cdef const rv_softmax_tiles *t = call.tiles
+    cdef int tiles = load_queries(call, segment, kv_head, start, scratch)
+    cdef int64_t lower = scratch.tiles[0].lower, upper = 0, sink = 0
+    cdef Py_ssize_t row
+    cdef Tile *tile
+    cdef int i, lane, head
+    for i in range(tiles):
+        lower = min(lower, scratch.tiles[i].lower)
+        upper = max(upper, scratch.tiles[i].upper)
+        sink = max(sink, scratch.tiles[i].sink)
+    if 0 < sink < lower:
+        attend_range(call, segment, kv_head, start, tiles, 0, sink, scratch)
+    elif sink > 0:
+        lower = 0
+        upper = max(upper, sink)
+    attend_range(call, segment, kv_head, start, tiles, lower, upper, scratch)
+
+    for i in range(tiles):
+        tile = scratch.tiles + i
+        for lane in range(tile.rows):
+            row = start + i * t.cols + lane
+            head = kv_head * call.group + <int> (row % call.group)
+            row = row // call.group
+            scratch.outs[lane] = segment.out + head * call.out_head + row * call.out_row
+            if segment.lse != NULL:
+                scratch.lses[lane] = segment.lse + head * call.lse_head + row * call.lse_row
+        t.finish(tile.o, tile.m, tile.l, tile.cols, tile.rows, call.dim_v, scratch.outs,
+                 scratch.lses if segment.lse != NULL else NULL)

@@ -1,0 +1,112 @@
+"""One attention call as the nogil drivers see it: plain pointers, strides and numbers."""
+
+from libc.float cimport DBL_MAX, FLT_MAX
+from libc.stdint cimport int64_t
+
+from ruvector._kernels._dispatch cimport rv_decode_tiles, rv_softmax_tiles
+
+
+cdef struct Call:
+    # What all sequences of one call share. Strides are in bytes and may be zero or negative.
+    # softcap is 0 where there is none; left and right are -1 where that side is open.
+    # slopes, sink_logits and positions may be null. `unit` turns natural scores into those
+    # that are computed: log2(e) for the softmax, 1 where scores are to come out as they are.
+    const rv_softmax_tiles *tiles
+    const rv_decode_tiles *decode
+    Py_ssize_t dim, dim_v
+    int heads, kv_heads, group
+    Py_ssize_t q_head, q_row, k_head, k_row, v_head, v_row
+    Py_ssize_t out_head, out_row, lse_head, lse_row
+    Py_ssize_t bias_head, bias_row, bias_key, mask_head, mask_row, mask_key
+    double scale, softcap, unit
+    bint causal, symmetric
+    int64_t left, right, num_sinks
+    const char *slopes
+    const char *sink_logits
+    const int64_t *positions
+
+
+cdef struct Segment:
+    # One sequence of queries over one sequence of keys, all heads. bias, mask, lse and
+    # weights may be null. `weights`, for one query only, takes the probabilities as
+    # contiguous (heads, lk) reals.
+    const char *q
+    const char *k
+    const char *v
+    const char *bias
+    const char *mask
+    char *out
+    char *lse
+    char *weights
+    Py_ssize_t lq, lk
+    int64_t offset
+
+
+cdef struct Bounds:
+    # The keys a query sees before masks: [lower, upper) and [0, sink).
+    int64_t lower, upper, sink
+
+
+cdef inline int64_t query_position(const Call *call, const Segment *segment,
+                                   Py_ssize_t i) noexcept nogil:
+    if call.positions != NULL:
+        return call.positions[i]
+    return i + segment.offset
+
+
+cdef inline Bounds query_bounds(const Call *call, const Segment *segment,
+                                Py_ssize_t i) noexcept nogil:
+    cdef int64_t position = query_position(call, segment, i)
+    cdef Bounds seen
+    cdef bint everywhere = call.symmetric and position < call.num_sinks
+    seen.lower = 0
+    seen.upper = segment.lk
+    seen.sink = 0
+    if not everywhere and (call.left >= 0 or call.right >= 0):
+        if call.left >= 0:
+            seen.lower = max(0, position - call.left)
+        if call.right >= 0:
+            seen.upper = min(seen.upper, position + call.right + 1)
+        seen.sink = min(call.num_sinks, segment.lk)
+    if call.causal:
+        seen.upper = min(seen.upper, position + 1)
+        seen.sink = min(seen.sink, position + 1)
+    seen.upper = max(seen.upper, 0)
+    seen.lower = min(seen.lower, seen.upper)
+    seen.sink = max(seen.sink, 0)
+    return seen
+
+
+cdef inline double real_at(const Call *call, const char *reals,
+                           Py_ssize_t index) noexcept nogil:
+    if call.tiles.real == sizeof(double):
+        return (<const double *> reals)[index]
+    return (<const float *> reals)[index]
+
+
+cdef inline void set_real(const Call *call, char *reals, Py_ssize_t index,
+                          double value) noexcept nogil:
+    if call.tiles.real == sizeof(double):
+        (<double *> reals)[index] = value
+    else:
+        (<float *> reals)[index] = <float> value
+
+
+cdef inline void start_empty(const Call *call, char *m, char *l,
+                             Py_ssize_t index) noexcept nogil:
+    # The maximum starts at the lowest finite number: -inf - m is then never NaN.
+    set_real(call, m, index, -DBL_MAX if call.tiles.real == sizeof(double) else -FLT_MAX)
+    set_real(call, l, index, 0.0)
+
+
+cdef inline void start_state(const Call *call, Py_ssize_t head, char *m, char *l,
+                             Py_ssize_t index) noexcept nogil:
+    # A sink logit is a score that is there before any key, without a value.
+    cdef double logit
+    if call.sink_logits != NULL:
+        logit = real_at(call, call.sink_logits, head)
+        if logit > -1e300:
+            set_real(call, m, index, logit * 1.4426950408889634)
+            set_real(call, l, index, 1.0)
+            return
+    start_empty(call, m, l, index)

@@ -1,0 +1,134 @@
+/* Every tile of one instruction set: the templates, once a type. Included by isa_<name>.c
+ * after its vec_<name>.h; ends in the tables of that instruction set. */
+
+#include <math.h>
+
+#include "tiles.h"
+#include "blocks.inc.h"
+#include "exp2.inc.h"
+#include "half.inc.h"
+
+#define RV_NAME__(isa, type, name) rv_##isa##_##type##_##name
+#define RV_NAME_(isa, type, name) RV_NAME__(isa, type, name)
+#define RV_NAME(type, name) RV_NAME_(RV_ISA, type, name)
+
+/* ---- float arithmetic: float32, float16 and bfloat16 storage ---------------------- */
+
+#define REAL float
+#define RT vf
+#define RM vfm
+#define LANES VF_LANES
+#define R(name) vf_##name
+#define R_MASK(name) vfm_##name
+#define T(name) RV_NAME(f32, name)
+#include "softmax.inc.h"
+
+#define S(name) RV_NAME(f32, name)
+#define ITEM float
+#define LOAD vf_load
+#define LOAD_N vf_load_n
+#define STORE vf_store
+#define STORE_N vf_store_n
+#include "storage.inc.h"
+
+#define WIDENED
+#define S(name) RV_NAME(f16, name)
+#define ITEM uint16_t
+#define LOAD vf_load_f16
+#define LOAD_N vf_load_f16_n
+#define STORE vf_store_f16
+#define STORE_N vf_store_f16_n
+#include "storage.inc.h"
+
+#define S(name) RV_NAME(bf16, name)
+#define ITEM uint16_t
+#define LOAD vf_load_bf16
+#define LOAD_N vf_load_bf16_n
+#define STORE vf_store_bf16
+#define STORE_N vf_store_bf16_n
+#include "storage.inc.h"
+#undef WIDENED
+
+#undef REAL
+#undef RT
+#undef RM
+#undef LANES
+#undef R
+#undef R_MASK
+#undef T
+
+/* ---- double arithmetic ------------------------------------------------------------ */
+
+#define REAL double
+#define RT vd
+#define RM vdm
+#define LANES VD_LANES
+#define R(name) vd_##name
+#define R_MASK(name) vdm_##name
+#define T(name) RV_NAME(f64, name)
+#include "softmax.inc.h"
+
+#define S(name) RV_NAME(f64, name)
+#define ITEM double
+#define LOAD vd_load
+#define LOAD_N vd_load_n
+#define STORE vd_store
+#define STORE_N vd_store_n
+#include "storage.inc.h"
+
+/* ---- tables ----------------------------------------------------------------------- */
+
+#define RV_TILES(type, real_type, lanes_, item_, real_, query_tiles_, load_)          \
+    static const rv_softmax_tiles RV_NAME(type, softmax) = {                                  \
+        .lanes = lanes_, .cols = RV_VECS * (lanes_), .key_tile = RV_KEY_TILE,                       \
+        .query_tiles = query_tiles_, .item = item_, .real = real_,                            \
+        .pack = RV_NAME(type, pack), .load_keys = load_, .load_values = load_,                \
+        .scores = RV_NAME(real_type, scores), .softcap = RV_NAME(real_type, softcap),         \
+        .alibi = RV_NAME(real_type, alibi), .add_bias = RV_NAME(real_type, add_bias),         \
+        .multiply = RV_NAME(real_type, multiply),                                             \
+        .hide_mask = RV_NAME(real_type, hide_mask),                                           \
+        .hide_outside = RV_NAME(real_type, hide_outside),                                     \
+        .update = RV_NAME(real_type, update), .accumulate = RV_NAME(real_type, accumulate),   \
+        .all_finite = RV_NAME(type, values_finite),                                           \
+        .accumulate_visible = RV_NAME(real_type, accumulate_visible),                         \
+        .finish = RV_NAME(type, finish),                                                      \
+    };                                                                                        \
+    static const rv_decode_tiles RV_NAME(type, decode) = {                                    \
+        .lanes = lanes_, .key_tile = 64, .item = item_, .real = real_,                        \
+        .load_query = RV_NAME(type, load_query), .scores = RV_NAME(type, decode_scores),      \
+        .softcap = RV_NAME(real_type, row_softcap), .alibi = RV_NAME(real_type, row_alibi),   \
+        .add_bias = RV_NAME(real_type, row_add_bias),                                         \
+        .hide_mask = RV_NAME(real_type, row_hide_mask),                                       \
+        .hide_outside = RV_NAME(real_type, row_hide_outside),                                 \
+        .update = RV_NAME(real_type, rows_update),                                            \
+        .accumulate = RV_NAME(type, decode_accumulate),                                       \
+        .all_finite = RV_NAME(type, values_finite), .merge = RV_NAME(real_type, row_merge),   \
+        .finish = RV_NAME(type, decode_finish),                                               \
+        .probabilities = RV_NAME(real_type, row_probabilities),                               \
+    };
+
+RV_TILES(f32, f32, VF_LANES, 4, 4, 1, NULL)
+RV_TILES(f64, f64, VD_LANES, 8, 8, 1, NULL)
+RV_TILES(f16, f32, VF_LANES, 2, 4, 4, RV_NAME(f16, load_tile))
+RV_TILES(bf16, f32, VF_LANES, 2, 4, 4, RV_NAME(bf16, load_tile))
+
+#define RV_STRING_(x) #x
+#define RV_STRING(x) RV_STRING_(x)
+#define RV_TABLE__(isa) rv_table_##isa
+#define RV_TABLE_(isa) RV_TABLE__(isa)
+
+const rv_table RV_TABLE_(RV_ISA) = {
+    .isa = RV_STRING(RV_ISA),
+    .softmax = {
+        [RV_F32] = &RV_NAME(f32, softmax),
+        [RV_F64] = &RV_NAME(f64, softmax),
+        [RV_F16] = &RV_NAME(f16, softmax),
+        [RV_BF16] = &RV_NAME(bf16, softmax),
+    },
+    .decode = {
+        [RV_F32] = &RV_NAME(f32, decode),
+        [RV_F64] = &RV_NAME(f64, decode),
+        [RV_F16] = &RV_NAME(f16, decode),
+        [RV_BF16] = &RV_NAME(bf16, decode),
+    },
+};

@@ -1,0 +1,125 @@
+/* The table of single-threaded tiles that the Cython kernels call.
+ *
+ * One table per instruction set, filled from the templates *.inc.h over vec_<isa>.h; which
+ * one runs is decided once, in table.c. Tiles know nothing of threads, Python or policy.
+ *
+ * The softmax takes scores in units of log2: the factor log2(e) is folded into the query when
+ * it is packed, so that exp2 alone is needed. `real` is the type arithmetic is done in:
+ * double for float64, float for the others. Buffers of reals that a tile shares with its
+ * caller hold one query per lane: [row][cols], cols = 1 or RV_VECS vectors.
+ */
+#ifndef RV_TILES_H
+#define RV_TILES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { RV_F32, RV_F64, RV_F16, RV_BF16, RV_NUM_DTYPES } rv_dtype;
+
+/* Strides are in elements of the storage type, sizes in elements. */
+typedef struct rv_softmax_tiles {
+    int lanes;        /* queries in one vector */
+    int cols;         /* queries in one tile: RV_VECS vectors */
+    int key_tile;     /* keys in one tile at the most */
+    int query_tiles;  /* tiles of queries that share one prepared tile of keys and values */
+    int item;         /* bytes of one stored element */
+    int real;         /* bytes of one real */
+
+    /* qt[d][cols] = scale * rows[lane][d], dim + 1 rows of room; what is in qt is between
+     * `pack` and `scores` */
+    void (*pack)(const void *const *rows, int cols, ptrdiff_t dim, double scale, void *qt);
+    /* Copy a tile of keys or values into the form `scores` and `accumulate` read; null where
+     * they read the caller's memory in place. The copy's stride is `dim`. */
+    void (*load_keys)(const void *k, ptrdiff_t ldk, int nk, ptrdiff_t dim, void *dst);
+    void (*load_values)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dim, void *dst);
+    /* s[j][cols] = k[j] . qt */
+    void (*scores)(const void *qt, int cols, const void *k, ptrdiff_t ldk, int nk, ptrdiff_t dim,
+                   void *s);
+
+    /* Score epilogues, each over s[nk][cols] in place. */
+    void (*softcap)(void *s, int nk, int cols, double cap);
+    /* s -= slope * |position - j|, position counted from the tile's first key */
+    void (*alibi)(void *s, int nk, int cols, const void *slope, const void *position);
+    /* s += unit * bias, or -inf where bias is -inf; row `lane` of the bias is rows[lane] */
+    void (*add_bias)(void *s, int nk, int cols, const void *const *rows, ptrdiff_t key_stride,
+                     double unit);
+    /* s *= factor */
+    void (*multiply)(void *s, int nk, int cols, double factor);
+    /* s = -inf where mask is 0 */
+    void (*hide_mask)(void *s, int nk, int cols, const void *const *rows, ptrdiff_t key_stride);
+    /* s = -inf unless lower <= j < upper or j < sink, counted from the tile's first key */
+    void (*hide_outside)(void *s, int nk, int cols, const void *lower, const void *upper,
+                         const void *sink);
+
+    /* Online softmax: m and l of each lane brought up to date, s becomes p, o[dv][cols] is
+     * rescaled where a maximum rose. */
+    void (*update)(void *s, int nk, int cols, void *m, void *l, void *o, ptrdiff_t dv);
+    /* o[d][cols] += sum_j v[j][d] p[j] */
+    void (*accumulate)(const void *p, int cols, const void *v, ptrdiff_t ldv, int nk,
+                       ptrdiff_t dv, void *o);
+    /* Is every value of the tile finite? */
+    int (*all_finite)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv);
+    /* accumulate, but a key whose score was -inf adds nothing, not 0 * NaN */
+    void (*accumulate_visible)(const void *p, const void *scores, int cols, const void *v,
+                               ptrdiff_t ldv, int nk, ptrdiff_t dv, void *o);
+    /* rows[lane] = o / l, *lse[lane] = natural logarithm of the sum; lse may be null */
+    void (*finish)(const void *o, const void *m, const void *l, int cols, int rows,
+                   ptrdiff_t dv, void *const *out, void *const *lse);
+} rv_softmax_tiles;
+
+/* Few queries: vectors lie along the head dimension, every key and value row is read once,
+ * in memory order, for all the heads that lie side by side in it (`heads`, `head_stride`
+ * apart) and all `group` query rows of each. Row r = head * group + g has its scores in
+ * s[r][lds], its output in o[r][ldo]; both strides are multiples of `lanes`. */
+typedef struct rv_decode_tiles {
+    int lanes;
+    int key_tile; /* keys in one tile at the most, a multiple of lanes */
+    int item;
+    int real;
+
+    /* dst[0..ceil(dim / lanes) * lanes) = scale * row, zeros behind */
+    void (*load_query)(const void *row, ptrdiff_t dim, double scale, void *dst);
+    /* s[r][j] = k[j] . q[r]; -inf from nk up to the next multiple of lanes */
+    void (*scores)(const void *q, ptrdiff_t ldq, const void *k, ptrdiff_t ldk,
+                   ptrdiff_t head_stride, int nk, int heads, int group, ptrdiff_t dim, void *s,
+                   ptrdiff_t lds);
+
+    /* Score epilogues over one row of nk scores, as those of rv_softmax_tiles. */
+    void (*softcap)(void *s, int nk, double cap);
+    void (*alibi)(void *s, int nk, double slope, double position);
+    void (*add_bias)(void *s, int nk, const void *bias, ptrdiff_t key_stride, double unit);
+    void (*hide_mask)(void *s, int nk, const void *mask, ptrdiff_t key_stride);
+    void (*hide_outside)(void *s, int nk, double lower, double upper, double sink);
+
+    void (*update)(void *s, ptrdiff_t lds, int rows, int nk, void *m, void *l, void *o,
+                   ptrdiff_t ldo);
+    /* Where `scores` is not null, a key whose score was -inf adds nothing, not 0 * NaN. */
+    void (*accumulate)(const void *p, const void *scores, ptrdiff_t lds, const void *v,
+                       ptrdiff_t ldv, ptrdiff_t head_stride, int nk, int heads, int group,
+                       ptrdiff_t dv, void *o, ptrdiff_t ldo);
+    int (*all_finite)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv);
+    /* Fold the state (m2, l2, o2) of other keys into (m, l, o). */
+    void (*merge)(void *m, void *l, void *o, const void *m2, const void *l2, const void *o2,
+                  ptrdiff_t dv);
+    /* out = o / l, *lse = natural logarithm of the sum; lse may be null */
+    void (*finish)(const void *m, const void *l, const void *o, ptrdiff_t dv, void *out,
+                   void *lse);
+    /* s = 2^(unit s - log2(e) lse), n contiguous scores; all 0 where lse is -inf. unit is 1
+     * for scores in units of log2, log2(e) for natural ones. */
+    void (*probabilities)(void *s, ptrdiff_t n, double lse, double unit);
+} rv_decode_tiles;
+
+typedef struct rv_table {
+    const char *isa;
+    const rv_softmax_tiles *softmax[RV_NUM_DTYPES];
+    const rv_decode_tiles *decode[RV_NUM_DTYPES];
+} rv_table;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,45 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ruvector._kernels.spec import AttentionSpec
+
+_Array = NDArray[Any]
+
+def attend(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    out: _Array,
+    lse: _Array | None,
+    spec: AttentionSpec,
+    threads: int,
+) -> None: ...
+def weights(
+    query: _Array,
+    key: _Array,
+    out: _Array,
+    spec: AttentionSpec,
+    threads: int,
+) -> None: ...
+def top_k(
+    query: _Array,
+    key: _Array,
+    k: int,
+    indices: NDArray[np.int64],
+    weights: _Array,
+    spec: AttentionSpec,
+    threads: int,
+) -> None: ...
+def merge(outputs: _Array, lses: _Array, out: _Array, lse: _Array) -> None: ...
+def attend_plain(
+    query: Any,
+    keys: Any,
+    values: Any,
+    heads: int,
+    scale: float,
+    return_lse: bool,
+    return_weights: bool,
+    threads: int,
+) -> Any: ...
