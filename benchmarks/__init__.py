@@ -1,0 +1,1 @@
+"""Benchmarks of ruvector against its peers: ``python -m benchmarks --help``."""
