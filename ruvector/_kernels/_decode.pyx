@@ -10,6 +10,7 @@ do not depend on who computed which chunk. The mathematics is in simd/decode.inc
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
+from ruvector._kernels cimport _ball
 from ruvector._kernels._dispatch cimport rv_decode_tiles
 from ruvector._kernels._problem cimport (
     Bounds, Call, Segment, query_bounds, query_position, real_at, start_empty,
@@ -24,23 +25,36 @@ cdef inline Py_ssize_t padded(const Call *call, Py_ssize_t n) noexcept nogil:
     return (n + call.decode.lanes - 1) // call.decode.lanes * call.decode.lanes
 
 
+cdef inline Py_ssize_t row_width(const Call *call) noexcept nogil:
+    # The output row of a query: values, and with a ball its values and lambda - 1.
+    cdef Py_ssize_t width = padded(call, call.dim_v)
+    if call.ball != NULL:
+        width += padded(call, call.ball.dim_v) + call.decode.lanes
+    return width
+
+
 cdef Py_ssize_t chunk_keys(const Call *call, int heads) noexcept nogil:
     """Keys in one chunk: a multiple of the key tile, from the shapes alone."""
     cdef const rv_decode_tiles *t = call.decode
-    cdef Py_ssize_t row = max(1, heads * (call.dim + call.dim_v) * t.item // 2)
-    cdef Py_ssize_t tiles = max(1, CHUNK_BYTES // (row * t.key_tile))
+    cdef Py_ssize_t width = call.dim + call.dim_v
+    cdef Py_ssize_t row, tiles
+    if call.ball != NULL:
+        width += call.ball.dim + call.ball.dim_v
+    row = max(1, heads * width * t.item // 2)
+    tiles = max(1, CHUNK_BYTES // (row * t.key_tile))
     return tiles * t.key_tile
 
 
 cdef Py_ssize_t state_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
     """Bytes of the state (m, l, o) of `rows` rows."""
-    return rows * (2 + padded(call, call.dim_v)) * call.decode.real
+    return rows * (2 + row_width(call)) * call.decode.real
 
 
 cdef Py_ssize_t scratch_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
     """Bytes of scratch for `rows` rows: queries, scores and their copy."""
     cdef const rv_decode_tiles *t = call.decode
-    return rows * (padded(call, call.dim) + 2 * t.key_tile) * t.real
+    cdef Py_ssize_t size = rows * (padded(call, call.dim) + 2 * t.key_tile) * t.real
+    return size if call.ball == NULL else size + _ball.row_scratch_bytes(call, rows)
 
 
 cdef inline void score_rows(const Call *call, const Segment *segment, int first_head,
@@ -83,8 +97,9 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
     cdef const rv_decode_tiles *t = call.decode
     cdef int group = call.group, lq = <int> segment.lq, per_head = group * lq
     cdef int rows = heads * per_head, r, h, head, nk, real = t.real
-    cdef Py_ssize_t ldq = padded(call, call.dim), ldo = padded(call, call.dim_v), i
+    cdef Py_ssize_t ldq = padded(call, call.dim), ldo = row_width(call), i
     cdef Py_ssize_t lds = t.key_tile, item = t.item
+    cdef _ball.BallRows ball
     cdef char *m = state
     cdef char *l = m + rows * real
     cdef char *o = l + rows * real
@@ -97,6 +112,9 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
     cdef int64_t first_key = begin
 
     memset(o, 0, rows * ldo * real)
+    if call.ball != NULL:
+        _ball.lay_out_row_scratch(call, raw + rows * lds * real, rows, &ball)
+        _ball.load_query_rows(call, segment, first_head, rows, &ball)
     for r in range(rows):
         i = (r // group) % lq
         head = (first_head + r // per_head) * group + r % group
@@ -113,6 +131,8 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
         v = segment.v + first_head * call.v_head + first_key * call.v_row
         t.scores(q, ldq, k, call.k_row // item, call.k_head // item, nk, heads, per_head,
                  call.dim, s, lds)
+        if call.ball != NULL:
+            _ball.add_row_scores(call, segment, first_head, rows, first_key, nk, s, lds, &ball)
         score_rows(call, segment, first_head, rows, first_key, nk, s, &masked)
         if segment.weights != NULL:
             for r in range(rows):
@@ -124,11 +144,20 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
             for h in range(heads):
                 if not t.all_finite(v + h * call.v_head, call.v_row // item, nk, call.dim_v):
                     careful = True
+                if call.ball != NULL and not t.all_finite(
+                        segment.ball_v + (first_head + h) * call.ball.v_head
+                        + first_key * call.ball.v_row,
+                        call.ball.v_row // item, nk, call.ball.dim_v):
+                    careful = True
             if careful:
                 memcpy(raw, s, rows * lds * real)
         t.update(s, lds, rows, nk, m, l, o, ldo)
         t.accumulate(s, raw if careful else NULL, lds, v, call.v_row // item,
                      call.v_head // item, nk, heads, per_head, call.dim_v, o, ldo)
+        if call.ball != NULL:
+            _ball.accumulate_rows(call, segment, first_head, rows, first_key, nk, s,
+                                  raw if careful else NULL, lds,
+                                  o + padded(call, call.dim_v) * real, ldo, &ball)
         first_key += nk
 
 
@@ -138,7 +167,7 @@ cdef void finish_rows(const Call *call, const Segment *segment, int first_head, 
     cdef const rv_decode_tiles *t = call.decode
     cdef int group = call.group, lq = <int> segment.lq, per_head = group * lq
     cdef int rows = heads * per_head, r, head, real = t.real
-    cdef Py_ssize_t ldo = padded(call, call.dim_v), i, c
+    cdef Py_ssize_t ldo = row_width(call), i, c
     cdef Py_ssize_t size = state_bytes(call, rows)
     cdef char *m
     cdef char *l
@@ -156,7 +185,7 @@ cdef void finish_rows(const Call *call, const Segment *segment, int first_head, 
         for c in range(1, chunks):
             m2 = states + c * size
             t.merge(m, l, o, m2 + r * real, m2 + (rows + r) * real,
-                    m2 + (2 * rows + r * ldo) * real, call.dim_v)
+                    m2 + (2 * rows + r * ldo) * real, ldo)
         lse_at = NULL
         if segment.lse != NULL:
             lse_at = segment.lse + head * call.lse_head + i * call.lse_row
@@ -164,6 +193,10 @@ cdef void finish_rows(const Call *call, const Segment *segment, int first_head, 
             lse_at = lse_bytes
         t.finish(m, l, o, call.dim_v, segment.out + head * call.out_head + i * call.out_row,
                  lse_at)
+        if call.ball != NULL:
+            _ball.finish_row(call, l, o + padded(call, call.dim_v) * real,
+                             segment.ball_out + head * call.ball.out_head
+                             + i * call.ball.out_row)
         if segment.weights != NULL:
             lse = real_at(call, <const char *> lse_at, 0)
             t.probabilities(segment.weights + head * segment.lk * real, segment.lk, lse, 1.0)

@@ -67,10 +67,41 @@ cdef extern from "simd/tiles.h" nogil:
                        void *lse) noexcept nogil
         void (*probabilities)(void *s, ptrdiff_t n, double lse, double unit) noexcept nogil
 
+    ctypedef struct rv_ball_rows:
+        void *alpha
+        void *norm2
+        void *a
+        void *weight
+        void *excess
+
+    ctypedef struct rv_ball_tiles:
+        void (*load)(const void *x, ptrdiff_t ld, int rows, ptrdiff_t dim,
+                     void *dst) noexcept nogil
+        void (*square_norms)(const void *x, ptrdiff_t ld, int rows, ptrdiff_t dim,
+                             double curvature, double *out) noexcept nogil
+        double (*square_difference)(const void *x, const void *k, double alpha,
+                                    ptrdiff_t dim) noexcept nogil
+        void (*rows)(const double *square_norm, int n, double curvature, int tangent,
+                     rv_ball_rows *rows) noexcept nogil
+        void (*scores)(void *s, const void *dot, const void *qt, int cols, const void *k,
+                       ptrdiff_t ldk, int nk, ptrdiff_t dim, const rv_ball_rows *queries,
+                       const rv_ball_rows *keys, double curvature,
+                       double scale) noexcept nogil
+        void (*weigh)(void *p, const void *scores, int nk, int cols,
+                      const rv_ball_rows *values, void *excess) noexcept nogil
+        int (*row_squares)(void *d2, int nk, const rv_ball_rows *query, int row,
+                           const rv_ball_rows *keys, void *repair) noexcept nogil
+        void (*row_scores)(void *s, const void *d2, int nk, const rv_ball_rows *query, int row,
+                           const rv_ball_rows *keys, double curvature,
+                           double scale) noexcept nogil
+        void (*row_weigh)(void *p, const void *scores, int nk, const rv_ball_rows *values,
+                          void *excess) noexcept nogil
+
     ctypedef struct rv_table:
         const char *isa
         const rv_softmax_tiles *softmax[4]
         const rv_decode_tiles *decode[4]
+        const rv_ball_tiles *ball[4]
 
 
 cdef const rv_table *tiles() noexcept nogil

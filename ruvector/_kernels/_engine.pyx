@@ -71,16 +71,17 @@ cdef int fill_plan(const Call *call, const Segment *segments, Py_ssize_t count, 
     cdef Py_ssize_t n = 0, groups = 0, s, rows, start, step, chunk, chunks
     cdef Py_ssize_t states = 0, scratch = 0
     cdef int h, head, heads
-    cdef double work = 0
+    cdef double work = 0, width = call.dim + call.dim_v
     cdef const Segment *segment
+    if call.ball != NULL:
+        width += call.ball.dim + call.ball.dim_v
     step = call.tiles.cols * call.tiles.query_tiles
     for s in range(count):
         segment = segments + s
         rows = segment.lq * call.group
         if rows == 0:
             continue
-        work += (<double> rows * call.kv_heads * (segment.lk + 1)
-                 * (call.dim + call.dim_v))
+        work += <double> rows * call.kv_heads * (segment.lk + 1) * width
         heads = heads_together(call, segment) if decoded(call, segment) else 1
         for h in range(call.kv_heads // heads):
             head = h * heads

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t
 
+from ruvector._kernels._ball cimport BallScratch, BallTile
 from ruvector._kernels._problem cimport Call, Segment
 
 
@@ -18,6 +19,7 @@ cdef struct Tile:
     char *o
     char *m
     char *l
+    BallTile ball
 
 
 cdef struct Scratch:
@@ -31,14 +33,15 @@ cdef struct Scratch:
     const void **rows
     void **outs
     void **lses
+    BallScratch ball
 
 
 cdef Py_ssize_t scratch_bytes(const Call *call) noexcept nogil
 cdef void lay_out(const Call *call, char *memory, Scratch *scratch) noexcept nogil
 cdef int load_queries(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
-                      const Scratch *scratch) noexcept nogil
+                      Scratch *scratch) noexcept nogil
 cdef bint score_tile(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
                      const Tile *tile, int64_t first_key, int nk, const char *keys,
                      Py_ssize_t ldk, const Scratch *scratch) noexcept nogil
 cdef void attend_block(const Call *call, const Segment *segment, int kv_head,
-                       Py_ssize_t start, const Scratch *scratch) noexcept nogil
+                       Py_ssize_t start, Scratch *scratch) noexcept nogil

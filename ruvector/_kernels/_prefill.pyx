@@ -10,9 +10,11 @@ mask. Memory beyond the tiles' scratch: none. The mathematics is in simd/softmax
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
+from ruvector._kernels cimport _ball
 from ruvector._kernels._dispatch cimport rv_softmax_tiles
 from ruvector._kernels._problem cimport (
     Bounds, Call, Segment, query_bounds, query_position, real_at, set_real, start_state,
+    sum_rows,
 )
 
 cdef inline Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
@@ -25,10 +27,13 @@ cdef Py_ssize_t scratch_bytes(const Call *call) noexcept nogil:
     cdef Py_ssize_t lane_row = aligned(t.cols * t.real)
     cdef Py_ssize_t one_tile = (
         sizeof(Tile) + 3 * aligned(t.cols * sizeof(int64_t))
-        + aligned((call.dim + 1) * t.cols * t.real) + aligned(call.dim_v * t.cols * t.real)
+        + aligned((call.dim + 1) * t.cols * t.real) + aligned(sum_rows(call) * t.cols * t.real)
         + 2 * lane_row
     )
     cdef Py_ssize_t total = 64 + aligned(t.query_tiles * sizeof(Tile))
+    if call.ball != NULL:
+        one_tile += _ball.tile_bytes(call)
+        total += _ball.scratch_bytes(call)
     total += t.query_tiles * one_tile + 3 * lane_row
     total += 2 * aligned(t.key_tile * t.cols * t.real)
     total += 3 * aligned(t.cols * sizeof(void *))
@@ -58,11 +63,13 @@ cdef void lay_out(const Call *call, char *memory, Scratch *scratch) noexcept nog
         tile.qt = at
         at += aligned((call.dim + 1) * t.cols * t.real)
         tile.o = at
-        at += aligned(call.dim_v * t.cols * t.real)
+        at += aligned(sum_rows(call) * t.cols * t.real)
         tile.m = at
         at += aligned(t.cols * t.real)
         tile.l = at
         at += aligned(t.cols * t.real)
+        if call.ball != NULL:
+            at = _ball.lay_out_tile(call, at, &tile.ball)
     scratch.lanes = at
     at += 3 * aligned(t.cols * t.real)
     scratch.s = at
@@ -79,10 +86,14 @@ cdef void lay_out(const Call *call, char *memory, Scratch *scratch) noexcept nog
     if t.load_keys != NULL:
         at += aligned(t.key_tile * call.dim * t.real)
     scratch.values = at
+    if t.load_values != NULL:
+        at += aligned(t.key_tile * call.dim_v * t.real)
+    if call.ball != NULL:
+        _ball.lay_out(call, at, &scratch.ball)
 
 
 cdef int load_queries(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
-                      const Scratch *scratch) noexcept nogil:
+                      Scratch *scratch) noexcept nogil:
     """Pack the rows of a block from row `start` on; returns the number of tiles."""
     cdef const rv_softmax_tiles *t = call.tiles
     cdef Py_ssize_t total = segment.lq * call.group, row = start, i
@@ -114,7 +125,10 @@ cdef int load_queries(const Call *call, const Segment *segment, int kv_head, Py_
                 tile.inner_upper = min(tile.inner_upper, seen.upper)
                 tile.inner_sink = min(tile.inner_sink, seen.sink)
         t.pack(scratch.rows, tile.cols, call.dim, call.scale * call.unit, tile.qt)
-        memset(tile.o, 0, call.dim_v * tile.cols * t.real)
+        memset(tile.o, 0, sum_rows(call) * tile.cols * t.real)
+        if call.ball != NULL:
+            _ball.load_queries(call, segment, kv_head, row, tile.rows, tile.cols, &tile.ball,
+                               &scratch.ball)
         row += tile.rows
         count += 1
     return count
@@ -137,6 +151,8 @@ cdef bint score_tile(const Call *call, const Segment *segment, int kv_head, Py_s
     cdef bint hidden = not inside and first_key + nk > tile.inner_sink
 
     t.scores(tile.qt, cols, keys, ldk, nk, call.dim, scratch.s)
+    if call.ball != NULL:
+        _ball.add_scores(call, &tile.ball, nk, cols, &scratch.ball, scratch.s)
     if call.softcap != 0:
         t.softcap(scratch.s, nk, cols, call.softcap * call.unit)
     if call.slopes != NULL:
@@ -182,19 +198,26 @@ cdef void attend_tile(const Call *call, const Segment *segment, int kv_head, Py_
     cdef bint careful = False
     if score_tile(call, segment, kv_head, start, tile, first_key, nk, keys, ldk, scratch):
         careful = not t.all_finite(stored, call.v_row // t.item, nk, call.dim_v)
+        if call.ball != NULL and not careful:
+            careful = not t.all_finite(
+                segment.ball_v + kv_head * call.ball.v_head + first_key * call.ball.v_row,
+                call.ball.v_row // t.item, nk, call.ball.dim_v)
     if careful:
         memcpy(scratch.raw, scratch.s, nk * tile.cols * t.real)
-    t.update(scratch.s, nk, tile.cols, tile.m, tile.l, tile.o, call.dim_v)
+    t.update(scratch.s, nk, tile.cols, tile.m, tile.l, tile.o, sum_rows(call))
     if careful:
         t.accumulate_visible(scratch.s, scratch.raw, tile.cols, values, ldv, nk, call.dim_v,
                              tile.o)
     else:
         t.accumulate(scratch.s, tile.cols, values, ldv, nk, call.dim_v, tile.o)
+    if call.ball != NULL:
+        _ball.accumulate(call, nk, tile.cols, scratch.s, scratch.raw if careful else NULL,
+                         &scratch.ball, tile.o + call.dim_v * tile.cols * t.real)
 
 
 cdef void attend_range(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
                        int tiles, int64_t begin, int64_t end,
-                       const Scratch *scratch) noexcept nogil:
+                       Scratch *scratch) noexcept nogil:
     """Walk the keys [begin, end) in tiles of keys."""
     cdef const rv_softmax_tiles *t = call.tiles
     cdef int64_t first_key = begin, last
@@ -215,6 +238,9 @@ cdef void attend_range(const Call *call, const Segment *segment, int kv_head, Py
             t.load_values(values, call.v_row // t.item, nk, call.dim_v, scratch.values)
             values = scratch.values
             ldv = call.dim_v
+        if call.ball != NULL:
+            _ball.load_keys(call, segment, kv_head, first_key, nk, &scratch.ball)
+            _ball.load_values(call, segment, kv_head, first_key, nk, &scratch.ball)
         for i in range(tiles):
             tile = scratch.tiles + i
             last = first_key + nk
@@ -230,7 +256,7 @@ cdef void attend_range(const Call *call, const Segment *segment, int kv_head, Py
 
 
 cdef void attend_block(const Call *call, const Segment *segment, int kv_head,
-                       Py_ssize_t start, const Scratch *scratch) noexcept nogil:
+                       Py_ssize_t start, Scratch *scratch) noexcept nogil:
     """Output and L of the query rows from `start` on, one block of tiles."""
     cdef const rv_softmax_tiles *t = call.tiles
     cdef int tiles = load_queries(call, segment, kv_head, start, scratch)
@@ -260,3 +286,12 @@ cdef void attend_block(const Call *call, const Segment *segment, int kv_head,
                 scratch.lses[lane] = segment.lse + head * call.lse_head + row * call.lse_row
         t.finish(tile.o, tile.m, tile.l, tile.cols, tile.rows, call.dim_v, scratch.outs,
                  scratch.lses if segment.lse != NULL else NULL)
+        if call.ball != NULL:
+            for lane in range(tile.rows):
+                row = start + i * t.cols + lane
+                head = kv_head * call.group + <int> (row % call.group)
+                scratch.outs[lane] = (segment.ball_out + head * call.ball.out_head
+                                      + (row // call.group) * call.ball.out_row)
+            call.ball.reals.finish(tile.o + call.dim_v * tile.cols * t.real, tile.m, tile.l,
+                                   tile.cols, tile.rows, call.ball.dim_v + 1, scratch.outs,
+                                   NULL)

@@ -3,16 +3,28 @@
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.stdint cimport int64_t
 
-from ruvector._kernels._dispatch cimport rv_decode_tiles, rv_softmax_tiles
+from ruvector._kernels._dispatch cimport rv_ball_tiles, rv_decode_tiles, rv_softmax_tiles
+
+
+cdef struct Ball:
+    # The part of scores and values that lies in a Poincare ball. `reals` are the tiles over
+    # reals; scale is 2/sqrt(c) times what a distance counts, in units of the scores.
+    const rv_ball_tiles *tiles
+    const rv_softmax_tiles *reals
+    Py_ssize_t dim, dim_v
+    Py_ssize_t q_head, q_row, k_head, k_row, v_head, v_row, out_head, out_row
+    double curvature, scale
+    bint tangent
 
 
 cdef struct Call:
     # What all sequences of one call share. Strides are in bytes and may be zero or negative.
     # softcap is 0 where there is none; left and right are -1 where that side is open.
-    # slopes, sink_logits and positions may be null. `unit` turns natural scores into those
-    # that are computed: log2(e) for the softmax, 1 where scores are to come out as they are.
+    # slopes, sink_logits, positions and ball may be null. `unit` turns natural scores into
+    # those that are computed: log2(e) for the softmax, 1 where they are to come out as is.
     const rv_softmax_tiles *tiles
     const rv_decode_tiles *decode
+    const Ball *ball
     Py_ssize_t dim, dim_v
     int heads, kv_heads, group
     Py_ssize_t q_head, q_row, k_head, k_row, v_head, v_row
@@ -33,9 +45,13 @@ cdef struct Segment:
     const char *q
     const char *k
     const char *v
+    const char *ball_q
+    const char *ball_k
+    const char *ball_v
     const char *bias
     const char *mask
     char *out
+    char *ball_out
     char *lse
     char *weights
     Py_ssize_t lq, lk
@@ -45,6 +61,11 @@ cdef struct Segment:
 cdef struct Bounds:
     # The keys a query sees before masks: [lower, upper) and [0, sink).
     int64_t lower, upper, sink
+
+
+cdef inline Py_ssize_t sum_rows(const Call *call) noexcept nogil:
+    # Entries that are summed for a query: values, and with a ball its values and lambda - 1.
+    return call.dim_v if call.ball == NULL else call.dim_v + call.ball.dim_v + 1
 
 
 cdef inline int64_t query_position(const Call *call, const Segment *segment,

@@ -15,7 +15,7 @@ from libc.string cimport memset
 
 from cpython.exc cimport PyErr_CheckSignals
 
-from ruvector._kernels cimport _prefill
+from ruvector._kernels cimport _ball, _prefill
 from ruvector._kernels._dispatch cimport RV_F32, RV_F64, rv_softmax_tiles, tiles
 from ruvector._kernels._openmp cimport team_size, thread_index
 from ruvector._kernels._prefill cimport Scratch, Tile
@@ -65,7 +65,7 @@ cdef void lay_out(const Call *call, char *memory, Work *work) noexcept nogil:
 
 
 cdef int score_keys(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
-                    int index, int64_t first_key, const Work *work) noexcept nogil:
+                    int index, int64_t first_key, Work *work) noexcept nogil:
     """Score up to a key tile of keys against tile `index`; returns their number."""
     cdef const rv_softmax_tiles *t = call.tiles
     cdef int nk = <int> min(<int64_t> t.key_tile, segment.lk - first_key)
@@ -75,6 +75,8 @@ cdef int score_keys(const Call *call, const Segment *segment, int kv_head, Py_ss
         t.load_keys(keys, ldk, nk, call.dim, work.scratch.keys)
         keys = work.scratch.keys
         ldk = call.dim
+    if call.ball != NULL:
+        _ball.load_keys(call, segment, kv_head, first_key, nk, &work.scratch.ball)
     _prefill.score_tile(call, segment, kv_head, start, work.scratch.tiles + index, first_key,
                         nk, keys, ldk, &work.scratch)
     return nk

@@ -6,6 +6,7 @@ does that without the GIL.
 """
 
 cimport numpy as cnp
+from libc.math cimport sqrt
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -14,7 +15,7 @@ from ruvector._kernels cimport _dispatch
 from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64
 from ruvector._kernels._engine cimport run
 from ruvector._kernels._merge cimport States, merge_states
-from ruvector._kernels._problem cimport Call, Segment
+from ruvector._kernels._problem cimport Ball, Call, Segment
 from ruvector._kernels._scores cimport Ranking, run_top_k, run_weights
 
 cnp.import_array()
@@ -193,6 +194,103 @@ cdef int run_ragged(Call *call, Segment *sequences, Py_ssize_t count, int thread
         with nogil:
             run(call, sequences + s, 1, threads)
     return 0
+
+
+cdef int describe_ball(Call *call, Ball *ball, cnp.ndarray query, cnp.ndarray key,
+                       cnp.ndarray ball_query, cnp.ndarray ball_key, spec,
+                       ball_spec) except -1:
+    """Fill in a call with a ball; without a dot product its query and key have no entries."""
+    cdef int dtype = dtype_of(ball_query)
+    cdef const _dispatch.rv_table *table = _dispatch.tiles()
+    describe(call, ball_query, ball_key, spec)
+    memset(ball, 0, sizeof(Ball))
+    ball.tiles = table.ball[dtype]
+    ball.reals = table.softmax[<int> (RV_F64 if dtype == RV_F64 else RV_F32)]
+    ball.dim = call.dim
+    ball.q_head, ball.q_row, ball.k_head, ball.k_row = (
+        call.q_head, call.q_row, call.k_head, call.k_row)
+    ball.curvature = ball_spec.curvature
+    ball.scale = 2 / sqrt(ball.curvature) * <double> ball_spec.distance_scale
+    ball.tangent = ball_spec.tangent
+    call.ball = ball
+    call.dim = call.q_head = call.q_row = call.k_head = call.k_row = 0
+    if query is not None:
+        call.dim = length(query, 3)
+        call.q_head, call.q_row = stride(query, 1), stride(query, 2)
+        call.k_head, call.k_row = stride(key, 1), stride(key, 2)
+    return 0
+
+
+cdef Segment *ball_segments(Py_ssize_t count, cnp.ndarray query, cnp.ndarray key,
+                            cnp.ndarray ball_query, cnp.ndarray ball_key,
+                            spec) except NULL:
+    """One segment a batch entry, with both pairs of queries and keys filled in."""
+    cdef Segment *segments = batch_segments(count, ball_query, ball_key, spec)
+    cdef Py_ssize_t b
+    for b in range(count):
+        segments[b].ball_q, segments[b].ball_k = segments[b].q, segments[b].k
+        segments[b].q = segments[b].k = NULL
+        if query is not None:
+            segments[b].q = data(query) + b * stride(query, 0)
+            segments[b].k = data(key) + b * stride(key, 0)
+    return segments
+
+
+def attend_ball(query, key, value, out, cnp.ndarray ball_query not None,
+                cnp.ndarray ball_key not None, cnp.ndarray ball_value not None,
+                cnp.ndarray ball_out not None, lse, spec, ball, int threads):
+    """Compute the attention state of every query row with a part in the Poincare ball."""
+    cdef Call call
+    cdef Ball part
+    cdef Segment *segments
+    cdef Py_ssize_t batch = length(ball_query, 0), b
+    describe_ball(&call, &part, query, key, ball_query, ball_key, spec, ball)
+    if length(ball_query, 2) == 0 or batch == 0 or call.heads == 0:
+        return
+    part.dim_v = length(ball_value, 3)
+    part.v_head, part.v_row = stride(ball_value, 1), stride(ball_value, 2)
+    part.out_head, part.out_row = stride(ball_out, 1), stride(ball_out, 2)
+    if value is not None:
+        call.dim_v = length(value, 3)
+        call.v_head, call.v_row = stride(value, 1), stride(value, 2)
+        call.out_head, call.out_row = stride(out, 1), stride(out, 2)
+    if lse is not None:
+        call.lse_head, call.lse_row = stride(lse, 1), stride(lse, 2)
+    segments = ball_segments(batch, query, key, ball_query, ball_key, spec)
+    try:
+        for b in range(batch):
+            segments[b].ball_v = data(ball_value) + b * stride(ball_value, 0)
+            segments[b].ball_out = <char *> data(ball_out) + b * stride(ball_out, 0)
+            if value is not None:
+                segments[b].v = data(value) + b * stride(value, 0)
+                segments[b].out = <char *> data(out) + b * stride(out, 0)
+            if lse is not None:
+                segments[b].lse = <char *> data(lse) + b * stride(lse, 0)
+        with nogil:
+            run(&call, segments, batch, threads)
+    finally:
+        free(segments)
+
+
+def weights_ball(query, key, cnp.ndarray ball_query not None, cnp.ndarray ball_key not None,
+                 cnp.ndarray out not None, spec, ball, int threads):
+    """Compute the softmax probabilities of every query row, hidden keys 0, with a ball."""
+    cdef Call call
+    cdef Ball part
+    cdef Segment *segments
+    cdef Py_ssize_t batch = length(ball_query, 0), b
+    describe_ball(&call, &part, query, key, ball_query, ball_key, spec, ball)
+    if cnp.PyArray_SIZE(out) == 0:
+        return
+    call.out_head, call.out_row = stride(out, 1), stride(out, 2)
+    segments = ball_segments(batch, query, key, ball_query, ball_key, spec)
+    try:
+        for b in range(batch):
+            segments[b].out = <char *> data(out) + b * stride(out, 0)
+        with nogil:
+            run_weights(&call, segments, batch, threads)
+    finally:
+        free(segments)
 
 
 def weights(cnp.ndarray query not None, cnp.ndarray key not None, cnp.ndarray out not None,

@@ -78,9 +78,9 @@
 
 /* ---- tables ----------------------------------------------------------------------- */
 
-#define RV_TILES(type, real_type, lanes_, item_, real_, query_tiles_, load_)          \
+#define RV_TILES(type, real_type, lanes_, item_, real_, query_tiles_, load_)                  \
     static const rv_softmax_tiles RV_NAME(type, softmax) = {                                  \
-        .lanes = lanes_, .cols = RV_VECS * (lanes_), .key_tile = RV_KEY_TILE,                       \
+        .lanes = lanes_, .cols = RV_VECS * (lanes_), .key_tile = RV_KEY_TILE,                 \
         .query_tiles = query_tiles_, .item = item_, .real = real_,                            \
         .pack = RV_NAME(type, pack), .load_keys = load_, .load_values = load_,                \
         .scores = RV_NAME(real_type, scores), .softcap = RV_NAME(real_type, softcap),         \
@@ -105,6 +105,15 @@
         .all_finite = RV_NAME(type, values_finite), .merge = RV_NAME(real_type, row_merge),   \
         .finish = RV_NAME(type, decode_finish),                                               \
         .probabilities = RV_NAME(real_type, row_probabilities),                               \
+    };                                                                                        \
+    static const rv_ball_tiles RV_NAME(type, ball) = {                                        \
+        .load = load_, .square_norms = RV_NAME(type, square_norms),                           \
+        .square_difference = RV_NAME(type, square_difference),                                \
+        .rows = RV_NAME(real_type, ball_rows), .scores = RV_NAME(real_type, ball_scores),     \
+        .weigh = RV_NAME(real_type, ball_weigh),                                              \
+        .row_squares = RV_NAME(real_type, ball_row_squares),                                  \
+        .row_scores = RV_NAME(real_type, ball_row_scores),                                    \
+        .row_weigh = RV_NAME(real_type, ball_row_weigh),                                      \
     };
 
 RV_TILES(f32, f32, VF_LANES, 4, 4, 1, NULL)
@@ -130,5 +139,11 @@ const rv_table RV_TABLE_(RV_ISA) = {
         [RV_F64] = &RV_NAME(f64, decode),
         [RV_F16] = &RV_NAME(f16, decode),
         [RV_BF16] = &RV_NAME(bf16, decode),
+    },
+    .ball = {
+        [RV_F32] = &RV_NAME(f32, ball),
+        [RV_F64] = &RV_NAME(f64, ball),
+        [RV_F16] = &RV_NAME(f16, ball),
+        [RV_BF16] = &RV_NAME(bf16, ball),
     },
 };

@@ -287,3 +287,4 @@ static REAL T(natural_lse)(REAL m, REAL l)
 }
 
 #include "decode_rows.inc.h"
+#include "ball.inc.h"

@@ -113,10 +113,45 @@ typedef struct rv_decode_tiles {
     void (*probabilities)(void *s, ptrdiff_t n, double lse, double unit);
 } rv_decode_tiles;
 
+/* What the ball needs of rows x = factor * stored row: arrays of reals, one entry a row. */
+typedef struct rv_ball_rows {
+    void *alpha;  /* the factor that maps a stored row into the ball */
+    void *norm2;  /* |x|^2 */
+    void *a;      /* 1 / (1 - c |x|^2) */
+    void *weight; /* lambda * alpha, lambda = 2 a: what a value's entries are summed with */
+    void *excess; /* lambda - 1 */
+} rv_ball_rows;
+
+/* Distances in the Poincare ball and midpoints, beside either driver; simd/ball.inc.h. */
+typedef struct rv_ball_tiles {
+    /* Rows as reals, for what reads no other type; null where they are reals. */
+    void (*load)(const void *x, ptrdiff_t ld, int rows, ptrdiff_t dim, void *dst);
+    void (*square_norms)(const void *x, ptrdiff_t ld, int rows, ptrdiff_t dim,
+                         double curvature, double *out);
+    /* |x - alpha k|^2 of a row of reals and a stored row */
+    double (*square_difference)(const void *x, const void *k, double alpha, ptrdiff_t dim);
+    void (*rows)(const double *square_norm, int n, double curvature, int tangent,
+                 rv_ball_rows *rows);
+    /* Queries across the lanes. */
+    void (*scores)(void *s, const void *dot, const void *qt, int cols, const void *k,
+                   ptrdiff_t ldk, int nk, ptrdiff_t dim, const rv_ball_rows *queries,
+                   const rv_ball_rows *keys, double curvature, double scale);
+    void (*weigh)(void *p, const void *scores, int nk, int cols, const rv_ball_rows *values,
+                  void *excess);
+    /* Keys across the lanes, row `row` of the queries. */
+    int (*row_squares)(void *d2, int nk, const rv_ball_rows *query, int row,
+                       const rv_ball_rows *keys, void *repair);
+    void (*row_scores)(void *s, const void *d2, int nk, const rv_ball_rows *query, int row,
+                       const rv_ball_rows *keys, double curvature, double scale);
+    void (*row_weigh)(void *p, const void *scores, int nk, const rv_ball_rows *values,
+                      void *excess);
+} rv_ball_tiles;
+
 typedef struct rv_table {
     const char *isa;
     const rv_softmax_tiles *softmax[RV_NUM_DTYPES];
     const rv_decode_tiles *decode[RV_NUM_DTYPES];
+    const rv_ball_tiles *ball[RV_NUM_DTYPES];
 } rv_table;
 
 #ifdef __cplusplus

@@ -28,6 +28,18 @@ static RV_INLINE void vf_store_n(float *p, vf x, int n) { _mm256_maskstore_ps(p,
 static RV_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 static RV_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 static RV_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+static RV_INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+/* a = 2^e m, 1 <= m < 2, for a normal positive a; returns e */
+static RV_INLINE vf vf_split(vf a, vf *m)
+{
+    __m256i b = _mm256_castps_si256(a), one = _mm256_set1_epi32(0x3f800000);
+    __m256i e = _mm256_sub_epi32(_mm256_srli_epi32(b, 23), _mm256_set1_epi32(127));
+    b = _mm256_or_si256(_mm256_and_si256(b, _mm256_set1_epi32(0x7fffff)), one);
+    /* An infinite or NaN argument stays what it is. */
+    vf normal = _mm256_cmp_ps(a, _mm256_set1_ps(3.4028234663852886e38f), _CMP_LE_OQ);
+    *m = _mm256_blendv_ps(a, _mm256_castsi256_ps(b), normal);
+    return _mm256_cvtepi32_ps(e);
+}
 static RV_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 static RV_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static RV_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
@@ -87,6 +99,18 @@ static RV_INLINE void vd_store_n(double *p, vd x, int n)
 static RV_INLINE vd vd_add(vd a, vd b) { return _mm256_add_pd(a, b); }
 static RV_INLINE vd vd_sub(vd a, vd b) { return _mm256_sub_pd(a, b); }
 static RV_INLINE vd vd_mul(vd a, vd b) { return _mm256_mul_pd(a, b); }
+static RV_INLINE vd vd_sqrt(vd a) { return _mm256_sqrt_pd(a); }
+static RV_INLINE vd vd_split(vd a, vd *m)
+{
+    __m256i b = _mm256_castpd_si256(a);
+    /* The exponent's bits under those of 2^52 are the double 2^52 + exponent. */
+    __m256i e = _mm256_or_si256(_mm256_srli_epi64(b, 52), _mm256_set1_epi64x(0x4330000000000000));
+    b = _mm256_or_si256(_mm256_and_si256(b, _mm256_set1_epi64x(0xfffffffffffff)),
+                        _mm256_set1_epi64x(0x3ff0000000000000));
+    vd normal = _mm256_cmp_pd(a, _mm256_set1_pd(1.7976931348623157e308), _CMP_LE_OQ);
+    *m = _mm256_blendv_pd(a, _mm256_castsi256_pd(b), normal);
+    return _mm256_sub_pd(_mm256_castsi256_pd(e), _mm256_set1_pd(4503599627370496.0 + 1023.0));
+}
 static RV_INLINE vd vd_div(vd a, vd b) { return _mm256_div_pd(a, b); }
 static RV_INLINE vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
 static RV_INLINE vd vd_max(vd a, vd b) { return _mm256_max_pd(a, b); }

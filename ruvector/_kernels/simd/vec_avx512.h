@@ -37,6 +37,13 @@ static RV_INLINE void vf_store_n(float *p, vf x, int n)
 static RV_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 static RV_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 static RV_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+static RV_INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+/* a = 2^e m, 1 <= m < 2, for a normal positive a; returns e */
+static RV_INLINE vf vf_split(vf a, vf *m)
+{
+    *m = _mm512_getmant_ps(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+    return _mm512_getexp_ps(a);
+}
 static RV_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 static RV_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static RV_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
@@ -80,6 +87,12 @@ static RV_INLINE void vd_store_n(double *p, vd x, int n)
 static RV_INLINE vd vd_add(vd a, vd b) { return _mm512_add_pd(a, b); }
 static RV_INLINE vd vd_sub(vd a, vd b) { return _mm512_sub_pd(a, b); }
 static RV_INLINE vd vd_mul(vd a, vd b) { return _mm512_mul_pd(a, b); }
+static RV_INLINE vd vd_sqrt(vd a) { return _mm512_sqrt_pd(a); }
+static RV_INLINE vd vd_split(vd a, vd *m)
+{
+    *m = _mm512_getmant_pd(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+    return _mm512_getexp_pd(a);
+}
 static RV_INLINE vd vd_div(vd a, vd b) { return _mm512_div_pd(a, b); }
 static RV_INLINE vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
 static RV_INLINE vd vd_max(vd a, vd b) { return _mm512_max_pd(a, b); }

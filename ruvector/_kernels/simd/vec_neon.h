@@ -38,6 +38,18 @@ static RV_INLINE vf vf_iota(void)
 static RV_INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
 static RV_INLINE vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
 static RV_INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+static RV_INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
+/* a = 2^e m, 1 <= m < 2, for a normal positive a; returns e */
+static RV_INLINE vf vf_split(vf a, vf *m)
+{
+    uint32x4_t b = vreinterpretq_u32_f32(a);
+    int32x4_t e = vsubq_s32(vreinterpretq_s32_u32(vshrq_n_u32(b, 23)), vdupq_n_s32(127));
+    b = vorrq_u32(vandq_u32(b, vdupq_n_u32(0x7fffff)), vdupq_n_u32(0x3f800000));
+    /* An infinite or NaN argument stays what it is. */
+    *m = vbslq_f32(vcleq_f32(a, vdupq_n_f32(3.4028234663852886e38f)),
+                   vreinterpretq_f32_u32(b), a);
+    return vcvtq_f32_s32(e);
+}
 static RV_INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 static RV_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 /* FMAX would return the NaN on either side; b is wanted. */
@@ -84,6 +96,16 @@ static RV_INLINE vd vd_iota(void) { return vcombine_f64(vdup_n_f64(0), vdup_n_f6
 static RV_INLINE vd vd_add(vd a, vd b) { return vaddq_f64(a, b); }
 static RV_INLINE vd vd_sub(vd a, vd b) { return vsubq_f64(a, b); }
 static RV_INLINE vd vd_mul(vd a, vd b) { return vmulq_f64(a, b); }
+static RV_INLINE vd vd_sqrt(vd a) { return vsqrtq_f64(a); }
+static RV_INLINE vd vd_split(vd a, vd *m)
+{
+    uint64x2_t b = vreinterpretq_u64_f64(a);
+    int64x2_t e = vsubq_s64(vreinterpretq_s64_u64(vshrq_n_u64(b, 52)), vdupq_n_s64(1023));
+    b = vorrq_u64(vandq_u64(b, vdupq_n_u64(0xfffffffffffff)), vdupq_n_u64(0x3ff0000000000000));
+    *m = vbslq_f64(vcleq_f64(a, vdupq_n_f64(1.7976931348623157e308)),
+                   vreinterpretq_f64_u64(b), a);
+    return vcvtq_f64_s64(e);
+}
 static RV_INLINE vd vd_div(vd a, vd b) { return vdivq_f64(a, b); }
 static RV_INLINE vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
 static RV_INLINE vd vd_max(vd a, vd b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }

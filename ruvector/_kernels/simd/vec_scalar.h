@@ -16,7 +16,7 @@
 #define RV_LANES 4
 #define RV_EACH for (int i = 0; i < RV_LANES; i++)
 
-#define RV_SCALAR_TYPE(V, M, REAL, FABS, FLOOR)                                              \
+#define RV_SCALAR_TYPE(V, M, REAL, FABS, FLOOR, SQRT, FREXP)                                 \
     typedef struct { REAL x[RV_LANES]; } V;                                                  \
     typedef struct { int x[RV_LANES]; } M;                                                   \
     static RV_INLINE V V##_set1(REAL a) { V r; RV_EACH r.x[i] = a; return r; }               \
@@ -31,6 +31,18 @@
     static RV_INLINE V V##_sub(V a, V b) { RV_EACH a.x[i] -= b.x[i]; return a; }             \
     static RV_INLINE V V##_mul(V a, V b) { RV_EACH a.x[i] *= b.x[i]; return a; }             \
     static RV_INLINE V V##_div(V a, V b) { RV_EACH a.x[i] /= b.x[i]; return a; }             \
+    static RV_INLINE V V##_sqrt(V a) { RV_EACH a.x[i] = SQRT(a.x[i]); return a; }            \
+    /* a = 2^e m, 1 <= m < 2, for a normal positive a; returns e */                          \
+    static RV_INLINE V V##_split(V a, V *m)                                                  \
+    {                                                                                        \
+        V r;                                                                                 \
+        RV_EACH {                                                                            \
+            int e = 0;                                                                       \
+            m->x[i] = 2 * FREXP(a.x[i], &e);                                                 \
+            r.x[i] = (REAL)(e - 1);                                                          \
+        }                                                                                    \
+        return r;                                                                            \
+    }                                                                                        \
     static RV_INLINE V V##_fma(V a, V b, V c)                                                \
     { RV_EACH c.x[i] = a.x[i] * b.x[i] + c.x[i]; return c; }                                 \
     static RV_INLINE V V##_max(V a, V b)                                                     \
@@ -59,8 +71,8 @@
             }                                                                                \
     }
 
-RV_SCALAR_TYPE(vf, vfm, float, fabsf, floorf)
-RV_SCALAR_TYPE(vd, vdm, double, fabs, floor)
+RV_SCALAR_TYPE(vf, vfm, float, fabsf, floorf, sqrtf, frexpf)
+RV_SCALAR_TYPE(vd, vdm, double, fabs, floor, sqrt, frexp)
 #define VF_LANES RV_LANES
 #define VD_LANES RV_LANES
 
