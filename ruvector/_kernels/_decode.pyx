@@ -13,8 +13,8 @@ from libc.string cimport memcpy, memset
 from ruvector._kernels cimport _ball
 from ruvector._kernels._dispatch cimport rv_decode_tiles
 from ruvector._kernels._problem cimport (
-    Bounds, Call, Segment, query_bounds, query_position, real_at, start_empty,
-    start_state,
+    Bounds, Call, Segment, any_visible, query_bounds, query_position, real_at, segment_bounds,
+    start_empty, start_state,
 )
 
 # A chunk reads about this much of K: enough to hide the start of a thread and of a stream.
@@ -110,6 +110,7 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
     cdef const char *v
     cdef bint masked = False, careful
     cdef int64_t first_key = begin
+    cdef Bounds hull = segment_bounds(call, segment)
 
     memset(o, 0, rows * ldo * real)
     if call.ball != NULL:
@@ -127,6 +128,9 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
 
     while first_key < end:
         nk = <int> min(<int64_t> t.key_tile, end - first_key)
+        if segment.weights == NULL and not any_visible(&hull, first_key, first_key + nk):
+            first_key += nk
+            continue
         k = segment.k + first_head * call.k_head + first_key * call.k_row
         v = segment.v + first_head * call.v_head + first_key * call.v_row
         t.scores(q, ldq, k, call.k_row // item, call.k_head // item, nk, heads, per_head,

@@ -14,7 +14,7 @@ from cpython.exc cimport PyErr_CheckSignals
 
 from ruvector._kernels cimport _decode, _prefill
 from ruvector._kernels._openmp cimport team_size, thread_index
-from ruvector._kernels._problem cimport Call, Segment
+from ruvector._kernels._problem cimport Bounds, Call, Segment, any_visible, segment_bounds
 
 # Query rows of one key/value head up to which a sequence is decoded. Measured: at 6 rows of
 # 64 both drivers take the same time over keys in cache.
@@ -25,10 +25,14 @@ cdef double SMALL_WORK = 1e6
 cdef double SLAB_WORK = 1e10
 
 
+cdef enum:
+    STACK_BYTES = 16384  # small beside the 128 KB that a thread's stack may have
+
+
 cdef struct Item:
     Py_ssize_t segment
-    Py_ssize_t start        # first query row, or index of the chunk
-    Py_ssize_t state        # byte offset of a decoded group's states
+    Py_ssize_t start        # first query row, or index of the chunk; of a group, its chunks
+    Py_ssize_t state        # byte offset of a chunk's state, or of a group's first
     int head                # first key/value head
     int heads               # key/value heads handled together; 0 for prefill
 
@@ -69,7 +73,8 @@ cdef int fill_plan(const Call *call, const Segment *segments, Py_ssize_t count, 
                    bint count_only) noexcept nogil:
     """Count the items of the call, then list them."""
     cdef Py_ssize_t n = 0, groups = 0, s, rows, start, step, chunk, chunks
-    cdef Py_ssize_t states = 0, scratch = 0
+    cdef Py_ssize_t states = 0, scratch = 0, size, listed
+    cdef Bounds hull
     cdef int h, head, heads
     cdef double work = 0, width = call.dim + call.dim_v
     cdef const Segment *segment
@@ -96,14 +101,23 @@ cdef int fill_plan(const Call *call, const Segment *segments, Py_ssize_t count, 
                 continue
             scratch = max(scratch, _decode.scratch_bytes(call, rows * heads))
             chunks = chunks_of(call, segment, heads)
+            size = _decode.chunk_keys(call, heads)
+            hull = segment_bounds(call, segment)
+            listed = 0
             for chunk in range(chunks):
+                # The first chunk starts the state, the others only where they are seen.
+                if chunk > 0 and not any_visible(&hull, chunk * size, (chunk + 1) * size):
+                    continue
                 if not count_only:
-                    plan.items[n] = Item(s, chunk, states, head, heads)
+                    plan.items[n] = Item(
+                        s, chunk, states + listed * _decode.state_bytes(call, rows * heads),
+                        head, heads)
                 n += 1
+                listed += 1
             if not count_only:
-                plan.groups[groups] = Item(s, chunks, states, head, heads)
+                plan.groups[groups] = Item(s, listed, states, head, heads)
             groups += 1
-            states += chunks * _decode.state_bytes(call, rows * heads)
+            states += listed * _decode.state_bytes(call, rows * heads)
     plan.count = n
     plan.groups_count = groups
     plan.states_size = states
@@ -126,9 +140,7 @@ cdef void run_item(const Call *call, const Segment *segments, const Plan *plan,
     _decode.attend_chunk(
         call, segment, item.head, item.heads, item.start * size,
         min(segment.lk, (item.start + 1) * size),
-        plan.states + item.state
-        + item.start * _decode.state_bytes(call, segment.lq * call.group * item.heads),
-        memory,
+        plan.states + item.state, memory,
     )
 
 
@@ -163,12 +175,33 @@ cdef int run_plan(const Call *call, const Segment *segments, const Plan *plan,
     return 0
 
 
+cdef bint run_brief(const Call *call, const Segment *segment) noexcept nogil:
+    """Decode one short sequence on the stack, without a plan; returns whether it was short."""
+    cdef char memory[STACK_BYTES]
+    cdef Py_ssize_t rows = segment.lq * call.group, size
+    cdef int heads, head
+    if not 0 < rows <= DECODE_ROWS:
+        return False
+    heads = heads_together(call, segment)
+    size = _decode.state_bytes(call, rows * heads)
+    if (size + _decode.scratch_bytes(call, rows * heads) > STACK_BYTES
+            or chunks_of(call, segment, heads) > 1):
+        return False
+    for head in range(0, call.kv_heads // heads):
+        _decode.attend_chunk(call, segment, head * heads, heads, 0, segment.lk, memory,
+                             memory + size)
+        _decode.finish_rows(call, segment, head * heads, heads, memory, 1)
+    return True
+
+
 cdef int run(const Call *call, const Segment *segments, Py_ssize_t count,
              int threads) except -1 nogil:
     """Compute output, L and weights of every segment."""
     cdef Plan plan
     cdef char *memory
     cdef Py_ssize_t lists
+    if count == 1 and run_brief(call, segments):
+        return 0
     fill_plan(call, segments, count, &plan, True)
     threads = 1 if plan.work < SMALL_WORK else team_size(threads, plan.count)
     lists = (plan.count + plan.groups_count) * sizeof(Item)

@@ -98,6 +98,23 @@ cdef inline Bounds query_bounds(const Call *call, const Segment *segment,
     return seen
 
 
+cdef inline Bounds segment_bounds(const Call *call, const Segment *segment) noexcept nogil:
+    # What the queries of a segment see together: nothing outside [lower, upper) and [0, sink).
+    cdef Bounds hull = query_bounds(call, segment, 0), seen
+    cdef Py_ssize_t i
+    for i in range(1, segment.lq):
+        seen = query_bounds(call, segment, i)
+        hull.lower = min(hull.lower, seen.lower)
+        hull.upper = max(hull.upper, seen.upper)
+        hull.sink = max(hull.sink, seen.sink)
+    return hull
+
+
+cdef inline bint any_visible(const Bounds *hull, int64_t first, int64_t last) noexcept nogil:
+    # Does the hull meet the keys [first, last)?
+    return first < hull.sink or (first < hull.upper and last > hull.lower)
+
+
 cdef inline double real_at(const Call *call, const char *reals,
                            Py_ssize_t index) noexcept nogil:
     if call.tiles.real == sizeof(double):
