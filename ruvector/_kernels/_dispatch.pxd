@@ -97,11 +97,22 @@ cdef extern from "simd/tiles.h" nogil:
         void (*row_weigh)(void *p, const void *scores, int nk, const rv_ball_rows *values,
                           void *excess) noexcept nogil
 
+    ctypedef struct rv_backward_tiles:
+        double (*row_dot)(const void *a, const void *b, ptrdiff_t n) noexcept nogil
+        void (*exp)(void *s, int rows, int cols, const void *lse, int by_row) noexcept nogil
+        void (*scores)(const void *p, void *dp, int rows, int cols, const void *d,
+                       int by_row) noexcept nogil
+        void (*softcap)(void *ds, const void *s, int rows, int cols, double cap) noexcept nogil
+        void (*alibi)(const void *ds, int rows, int cols, const void *position,
+                      void *sum) noexcept nogil
+
     ctypedef struct rv_table:
         const char *isa
         const rv_softmax_tiles *softmax[4]
+        const rv_softmax_tiles *wide[4]
         const rv_decode_tiles *decode[4]
         const rv_ball_tiles *ball[4]
+        const rv_backward_tiles *backward[4]
 
 
 cdef const rv_table *tiles() noexcept nogil

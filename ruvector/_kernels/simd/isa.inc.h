@@ -106,6 +106,12 @@
         .finish = RV_NAME(type, decode_finish),                                               \
         .probabilities = RV_NAME(real_type, row_probabilities),                               \
     };                                                                                        \
+    static const rv_backward_tiles RV_NAME(type, backward) = {                                \
+        .row_dot = RV_NAME(type, row_dot), .exp = RV_NAME(real_type, backward_exp),           \
+        .scores = RV_NAME(real_type, backward_scores),                                        \
+        .softcap = RV_NAME(real_type, backward_softcap),                                      \
+        .alibi = RV_NAME(real_type, backward_alibi),                                          \
+    };                                                                                        \
     static const rv_ball_tiles RV_NAME(type, ball) = {                                        \
         .load = load_, .square_norms = RV_NAME(type, square_norms),                           \
         .square_difference = RV_NAME(type, square_difference),                                \
@@ -133,6 +139,18 @@ const rv_table RV_TABLE_(RV_ISA) = {
         [RV_F64] = &RV_NAME(f64, softmax),
         [RV_F16] = &RV_NAME(f16, softmax),
         [RV_BF16] = &RV_NAME(bf16, softmax),
+    },
+    .wide = {
+        [RV_F32] = &RV_NAME(f32, softmax),
+        [RV_F64] = &RV_NAME(f64, softmax),
+        [RV_F16] = &RV_NAME(f16, softmax),
+        [RV_BF16] = &RV_NAME(bf16, softmax),
+    },
+    .backward = {
+        [RV_F32] = &RV_NAME(f32, backward),
+        [RV_F64] = &RV_NAME(f64, backward),
+        [RV_F16] = &RV_NAME(f16, backward),
+        [RV_BF16] = &RV_NAME(bf16, backward),
     },
     .decode = {
         [RV_F32] = &RV_NAME(f32, decode),

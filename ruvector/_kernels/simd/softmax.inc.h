@@ -288,3 +288,4 @@ static REAL T(natural_lse)(REAL m, REAL l)
 
 #include "decode_rows.inc.h"
 #include "ball.inc.h"
+#include "backward.inc.h"

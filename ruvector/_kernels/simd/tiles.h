@@ -147,11 +147,22 @@ typedef struct rv_ball_tiles {
                       void *excess);
 } rv_ball_tiles;
 
+/* The gradient of the softmax, beside the tiles of rv_softmax_tiles; simd/backward.inc.h. */
+typedef struct rv_backward_tiles {
+    double (*row_dot)(const void *a, const void *b, ptrdiff_t n);
+    void (*exp)(void *s, int rows, int cols, const void *lse, int by_row);
+    void (*scores)(const void *p, void *dp, int rows, int cols, const void *d, int by_row);
+    void (*softcap)(void *ds, const void *s, int rows, int cols, double cap);
+    void (*alibi)(const void *ds, int rows, int cols, const void *position, void *sum);
+} rv_backward_tiles;
+
 typedef struct rv_table {
     const char *isa;
     const rv_softmax_tiles *softmax[RV_NUM_DTYPES];
+    const rv_softmax_tiles *wide[RV_NUM_DTYPES]; /* what they load is reals */
     const rv_decode_tiles *decode[RV_NUM_DTYPES];
     const rv_ball_tiles *ball[RV_NUM_DTYPES];
+    const rv_backward_tiles *backward[RV_NUM_DTYPES];
 } rv_table;
 
 #ifdef __cplusplus

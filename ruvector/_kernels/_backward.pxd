@@ -1,0 +1,32 @@
+"""The gradient of the streaming softmax over any number of sequences."""
+
+from ruvector._kernels._dispatch cimport rv_backward_tiles
+from ruvector._kernels._problem cimport Call, Segment
+
+
+cdef struct Gradients:
+    # What all sequences share: byte strides of the gradients, which have the storage type of
+    # the arrays they belong to. A gradient that is not wanted is null in every GradientSegment.
+    const rv_backward_tiles *tiles
+    Py_ssize_t out_head, out_row, lse_head, lse_row
+    Py_ssize_t q_head, q_row, k_head, k_row, v_head, v_row
+    Py_ssize_t bias_head, bias_row, bias_key
+
+
+cdef struct GradientSegment:
+    # One sequence, all heads. lse may be null; `slopes` takes sum_j dS |pos - j| of each row
+    # as (heads, lq) reals, `delta` and `lse2` are scratch of that shape.
+    const char *out
+    const char *lse
+    char *q
+    char *k
+    char *v
+    char *bias
+    char *slopes
+    char *delta
+    char *lse2
+
+
+cdef int run_backward(const Call *call, const Segment *segments, const Gradients *gradients,
+                      const GradientSegment *wanted, Py_ssize_t count,
+                      int threads) except -1 nogil
