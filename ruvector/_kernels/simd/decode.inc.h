@@ -2,11 +2,21 @@
  *
  *   s[r][j] = q_r . k_j        o[r] += sum_j p[r][j] v_j
  *
- * Bound by memory: each key and value row is read once and in order, RV_AHEAD rows are
+ * Bound by memory: each key and value row is read once and in order, rows ahead are
  * prefetched. Parameters as in storage.inc.h (ITEM, S, LOAD, LOAD_N) and softmax.inc.h.
  */
 
-#define RV_AHEAD 16 /* rows between the one that is read and the one that is prefetched */
+#ifndef RV_AHEAD
+#define RV_AHEAD
+/* Rows between the one that is read and the one that is prefetched: 8 KB of one head's rows,
+ * or the next block of 16 where several heads are read side by side. */
+static RV_INLINE ptrdiff_t rv_ahead(ptrdiff_t row_bytes, int heads)
+{
+    const ptrdiff_t size = row_bytes < 0 ? -row_bytes : row_bytes;
+    if (heads > 1) return 16;
+    return size > 2048 ? 4 : 8192 / (size + 1) + 1;
+}
+#endif
 
 static void S(load_query)(const void *row_, ptrdiff_t dim, double scale, void *dst_)
 {
@@ -21,7 +31,8 @@ static void S(load_query)(const void *row_, ptrdiff_t dim, double scale, void *d
 
 /* Scores of LANES keys (rows k[0..n), the last one repeated) against G queries of one head. */
 static RV_INLINE void S(score_keys)(const REAL *q, ptrdiff_t ldq, const ITEM *k, ptrdiff_t ldk,
-                                    int n, ptrdiff_t dim, REAL *s, ptrdiff_t lds, const int G)
+                                    int n, ptrdiff_t dim, REAL *s, ptrdiff_t lds, ptrdiff_t ahead,
+                                    const int G)
 {
     enum { ROWS = LANES < 4 ? LANES : 4 }; /* rows in flight: enough chains, and streams */
     RT sums[2][LANES];
@@ -36,7 +47,7 @@ static RV_INLINE void S(score_keys)(const REAL *q, ptrdiff_t ldq, const ITEM *k,
         for (; d + LANES <= dim; d += LANES)
             RV_UNROLL for (int i = 0; i < ROWS; i++) {
                 RT x = LOAD(row[i] + d);
-                RV_PREFETCH(row[i] + d + RV_AHEAD * ldk);
+                RV_PREFETCH(row[i] + d + ahead);
                 RV_UNROLL for (int g = 0; g < G; g++)
                     acc[i][g] = R(fma)(x, R(load)(q + g * ldq + d), acc[i][g]);
             }
@@ -63,46 +74,73 @@ static void S(decode_scores)(const void *q_, ptrdiff_t ldq, const void *k_, ptrd
 {
     const REAL *q = q_;
     REAL *s = s_;
+    const ptrdiff_t ahead = ldk * rv_ahead(ldk * (ptrdiff_t)sizeof(ITEM), heads);
     for (int j = 0; j < nk; j += LANES) {
         const int n = nk - j < LANES ? nk - j : LANES;
         for (int h = 0; h < heads; h++) {
             const ITEM *k = (const ITEM *)k_ + j * ldk + h * head_stride;
             int r = h * group, end = r + group;
             for (; r + 2 <= end; r += 2)
-                S(score_keys)(q + r * ldq, ldq, k, ldk, n, dim, s + r * lds + j, lds, 2);
+                S(score_keys)(q + r * ldq, ldq, k, ldk, n, dim, s + r * lds + j, lds,
+                              ahead, 2);
             if (r < end)
-                S(score_keys)(q + r * ldq, ldq, k, ldk, n, dim, s + r * lds + j, lds, 1);
+                S(score_keys)(q + r * ldq, ldq, k, ldk, n, dim, s + r * lds + j, lds,
+                              ahead, 1);
         }
     }
 }
 
-/* o[0..G)[0..VECS * LANES) += sum over n keys */
+/* o[0..G)[0..VECS * LANES) += sum over n keys; a last, partial vector has `width` lanes. Few
+ * vectors take even and odd keys apart: one chain each would wait for its multiply-adds. */
 static RV_INLINE void S(add_values)(const REAL *p, ptrdiff_t lds, const ITEM *v, ptrdiff_t ldv,
-                                    int n, ptrdiff_t width, REAL *o, ptrdiff_t ldo, const int G,
-                                    const int VECS)
+                                    int n, ptrdiff_t width, REAL *o, ptrdiff_t ldo,
+                                    ptrdiff_t ahead, const int G, const int VECS)
 {
-    RT acc[2][4];
-    RV_UNROLL for (int g = 0; g < G; g++) RV_UNROLL for (int c = 0; c < VECS; c++)
-        acc[g][c] = R(load)(o + g * ldo + c * LANES);
-    for (int j = 0; j < n; j++, v += ldv)
-        RV_UNROLL for (int c = 0; c < VECS; c++) {
-            RT x = VECS == 1 && width < LANES ? LOAD_N(v, (int)width) : LOAD(v + c * LANES);
-            RV_PREFETCH(v + c * LANES + RV_AHEAD * ldv);
+    enum { MOST = 12 };
+    const int chains = G * VECS < 8 ? 2 : 1, part = VECS == 1 && width < LANES;
+    RT acc[2][2][MOST];
+    RV_UNROLL for (int g = 0; g < G; g++) RV_UNROLL for (int c = 0; c < VECS; c++) {
+        acc[0][g][c] = R(load)(o + g * ldo + c * LANES);
+        acc[1][g][c] = R(set1)(0);
+    }
+    int j = 0;
+    for (; j + chains <= n; j += chains, v += chains * ldv)
+        RV_UNROLL for (int i = 0; i < chains; i++) RV_UNROLL for (int c = 0; c < VECS; c++) {
+            const ITEM *at = v + i * ldv + c * LANES;
+            RT x = part ? LOAD_N(at, (int)width) : LOAD(at);
+            RV_PREFETCH(at + ahead);
             RV_UNROLL for (int g = 0; g < G; g++)
-                acc[g][c] = R(fma)(x, R(set1)(p[g * lds + j]), acc[g][c]);
+                acc[i][g][c] = R(fma)(x, R(set1)(p[g * lds + j + i]), acc[i][g][c]);
+        }
+    if (j < n)
+        RV_UNROLL for (int c = 0; c < VECS; c++) {
+            RT x = part ? LOAD_N(v, (int)width) : LOAD(v + c * LANES);
+            RV_UNROLL for (int g = 0; g < G; g++)
+                acc[0][g][c] = R(fma)(x, R(set1)(p[g * lds + j]), acc[0][g][c]);
         }
     RV_UNROLL for (int g = 0; g < G; g++) RV_UNROLL for (int c = 0; c < VECS; c++)
-        R(store)(o + g * ldo + c * LANES, acc[g][c]);
+        R(store)(o + g * ldo + c * LANES, R(add)(acc[0][g][c], acc[1][g][c]));
 }
 
 static RV_INLINE void S(add_value_rows)(const REAL *p, ptrdiff_t lds, const ITEM *v,
                                         ptrdiff_t ldv, int n, ptrdiff_t dv, REAL *o,
-                                        ptrdiff_t ldo, const int G)
+                                        ptrdiff_t ldo, ptrdiff_t ahead, const int G)
 {
     ptrdiff_t d = 0;
+    if (G == 1)
+        for (; d + 12 * LANES <= dv; d += 12 * LANES)
+            S(add_values)(p, lds, v + d, ldv, n, 12 * LANES, o + d, ldo, ahead, G, 12);
     for (; d + 4 * LANES <= dv; d += 4 * LANES)
-        S(add_values)(p, lds, v + d, ldv, n, 4 * LANES, o + d, ldo, G, 4);
-    for (; d < dv; d += LANES) S(add_values)(p, lds, v + d, ldv, n, dv - d, o + d, ldo, G, 1);
+        S(add_values)(p, lds, v + d, ldv, n, 4 * LANES, o + d, ldo, ahead, G, 4);
+    if (d + 3 * LANES <= dv) {
+        S(add_values)(p, lds, v + d, ldv, n, 3 * LANES, o + d, ldo, ahead, G, 3);
+        d += 3 * LANES;
+    } else if (d + 2 * LANES <= dv) {
+        S(add_values)(p, lds, v + d, ldv, n, 2 * LANES, o + d, ldo, ahead, G, 2);
+        d += 2 * LANES;
+    }
+    for (; d < dv; d += LANES)
+        S(add_values)(p, lds, v + d, ldv, n, dv - d, o + d, ldo, ahead, G, 1);
 }
 
 static void S(decode_accumulate)(const void *p_, const void *scores, ptrdiff_t lds,
@@ -111,6 +149,7 @@ static void S(decode_accumulate)(const void *p_, const void *scores, ptrdiff_t l
 {
     const REAL *p = p_, *s = scores;
     REAL *o = o_;
+    const ptrdiff_t ahead = ldv * rv_ahead(ldv * (ptrdiff_t)sizeof(ITEM), heads);
     /* 16 rows at a time: what one head leaves of them is still in L1 for the next. */
     for (int j = 0; j < nk; j += 16) {
         const int n = nk - j < 16 ? nk - j : 16;
@@ -122,13 +161,13 @@ static void S(decode_accumulate)(const void *p_, const void *scores, ptrdiff_t l
                     for (int i = 0; i < n; i++)
                         if (s[r * lds + j + i] != -(REAL)INFINITY)
                             S(add_value_rows)(p + r * lds + j + i, lds, v + i * ldv, ldv, 1,
-                                              dv, o + r * ldo, ldo, 1);
+                                              dv, o + r * ldo, ldo, ahead, 1);
                 continue;
             }
             for (; r + 2 <= end; r += 2)
-                S(add_value_rows)(p + r * lds + j, lds, v, ldv, n, dv, o + r * ldo, ldo, 2);
+                S(add_value_rows)(p + r * lds + j, lds, v, ldv, n, dv, o + r * ldo, ldo, ahead, 2);
             if (r < end)
-                S(add_value_rows)(p + r * lds + j, lds, v, ldv, n, dv, o + r * ldo, ldo, 1);
+                S(add_value_rows)(p + r * lds + j, lds, v, ldv, n, dv, o + r * ldo, ldo, ahead, 1);
         }
     }
 }
