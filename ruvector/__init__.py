@@ -5,23 +5,33 @@ Compiled kernels do the work where they are installed, their NumPy twins elsewhe
 :func:`backend` tells which.
 """
 
+from . import graph
 from ._config import backend, get_num_threads, info, num_threads, set_num_threads, version
+from ._gradcheck import gradcheck
 from ._version import __version__
 from .attention import (
     Attention,
     DotProductAttention,
+    DualSpaceAttention,
+    DualSpaceConfig,
+    EdgeFeaturedAttention,
+    EdgeFeaturedConfig,
     FlashAttention,
+    HyperbolicAttention,
     LocalGlobalAttention,
     MultiHeadAttention,
 )
 from .errors import (
     DimensionMismatchError,
     EmptyInputError,
+    GradientCheckError,
     InvalidConfigError,
     InvalidMaskError,
     RuvectorError,
 )
 from .functional import (
+    AttentionGradients,
+    attention_backward,
     attention_weights_from,
     merge_states,
     scaled_dot_product_attention,
@@ -42,16 +52,24 @@ from .utils import (
 
 __all__ = [
     "Attention",
+    "AttentionGradients",
     "DimensionMismatchError",
     "DotProductAttention",
+    "DualSpaceAttention",
+    "DualSpaceConfig",
+    "EdgeFeaturedAttention",
+    "EdgeFeaturedConfig",
     "EmptyInputError",
     "FlashAttention",
+    "GradientCheckError",
+    "HyperbolicAttention",
     "InvalidConfigError",
     "InvalidMaskError",
     "LocalGlobalAttention",
     "MultiHeadAttention",
     "RuvectorError",
     "__version__",
+    "attention_backward",
     "attention_weights",
     "attention_weights_from",
     "available_mechanisms",
@@ -59,6 +77,8 @@ __all__ = [
     "batch_normalize",
     "cosine_similarity",
     "get_num_threads",
+    "gradcheck",
+    "graph",
     "info",
     "l2_norm",
     "merge_states",

@@ -23,6 +23,7 @@ __all__ = [
     "cast",
     "compute_dtype",
     "contiguous_rows",
+    "finished",
     "floating",
     "integers",
     "promote",
@@ -141,7 +142,18 @@ def contiguous_rows(x: Array, dtype: DType) -> Array:
     """
     if x.dtype == dtype and _has_contiguous_rows(x):
         return x
+    if dtype == BFLOAT16 != x.dtype:
+        x = x.astype(_ml_bfloat16()).view(BFLOAT16)
     return _converted(x, dtype, x.ndim - 1)
+
+
+def finished(x: Array, shape: tuple[int, ...], dtype: DType) -> Array:
+    """Bring what was computed to the shape and the storage dtype that the caller gets."""
+    x = x.reshape(shape)
+    if dtype != BFLOAT16:
+        return cast(x, dtype)
+    bfloat16 = _ml_bfloat16()
+    return x.view(bfloat16) if x.dtype == BFLOAT16 else x.astype(bfloat16)
 
 
 class Output:

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from ._attend_edges import block_features, load_edge_featured
 from ._progress import progress
-from .attention import DotProductAttention, LocalGlobalAttention, MultiHeadAttention
+from .attention import (
+    DotProductAttention,
+    DualSpaceAttention,
+    HyperbolicAttention,
+    LocalGlobalAttention,
+    MultiHeadAttention,
+)
 from .errors import (
     DimensionMismatchError,
     EmptyInputError,
@@ -38,8 +45,17 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "multi-head": (("heads",), ()),
     "flash": ((), ("heads", "causal")),
     "local-global": (("local_window", "global_tokens"), ()),
+    "hyperbolic": ((), ("curvature", "temperature", "inputs")),
+    "dual-space": (
+        ("heads", "euclidean_dim"),
+        ("curvature", "temperature", "fusion_weight"),
+    ),
+    "edge-featured": (("parameters",), ("edge_features",)),
 }
 KINDS = tuple(_OPTIONS)
+_NAMES = tuple(
+    dict.fromkeys(name for lists in _OPTIONS.values() for names in lists for name in names)
+)
 
 # A block is this much work (multiplications) and at most this many array elements: long
 # enough to hide the cost of a call, short enough for progress and Ctrl-C.
@@ -64,10 +80,17 @@ class Job:
     causal: bool = False
     local_window: int | None = None
     global_tokens: int | None = None
+    curvature: float | None = None
+    temperature: float | None = None
+    inputs: str | None = None
+    euclidean_dim: int | None = None
+    fusion_weight: float | None = None
+    parameters: str | None = None
+    edge_features: str | None = None
 
     def __post_init__(self) -> None:
         required, optional = _OPTIONS[self.kind]
-        for name in ("heads", "causal", "local_window", "global_tokens"):
+        for name in _NAMES:
             option = "--" + name.replace("_", "-")
             value = getattr(self, name)
             given = value is not None and value is not False
@@ -77,6 +100,11 @@ class Job:
                 raise InvalidConfigError(f"--kind {self.kind} needs {option}")
         if self.heads is not None and self.heads < 1:
             raise InvalidConfigError(f"--heads must be at least 1, got {self.heads}")
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return the options among `names` that were given."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def attend_files(job: Job) -> str:
@@ -110,7 +138,10 @@ def attend_files(job: Job) -> str:
     keys, values = _prepared(keys, common), _prepared(values, common)
 
     dtype = _working_dtype(query)
-    shape = (*query.shape[:-1], values.shape[-1])
+    width = values.shape[-1]
+    if job.parameters is not None:
+        width = load_edge_featured(job.parameters).out_dim
+    shape = (*query.shape[:-1], width)
     rows = int(np.prod(query.shape[:-1]))
     with (
         _atomic_file(job.output) as file,
@@ -121,7 +152,7 @@ def attend_files(job: Job) -> str:
         )
         for block in _blocks(job, query, keys, values, mask):
             file.write(np.ascontiguousarray(block, dtype=dtype).data)
-            advance(block.size // values.shape[-1] if values.shape[-1] else 0)
+            advance(block.size // width if width else 0)
     return f"{dtype} {shape}"
 
 
@@ -176,6 +207,28 @@ def _rows(
             mask=mask,
             positions=np.arange(start, start + len(query)) if total > 1 else None,
         )
+    elif job.kind == "hyperbolic":
+        attention = HyperbolicAttention(dim, **job.given("curvature", "temperature", "inputs"))
+        out = attention.compute(query, keys, values, mask=mask)
+    elif job.kind == "dual-space":
+        width = job.euclidean_dim or 0
+        dual = DualSpaceAttention(
+            euclidean_dim=width,
+            hyperbolic_dim=dim - width,
+            num_heads=job.heads,
+            learn_fusion=False,
+            **{"curvature": 1.0, **job.given("curvature", "temperature", "fusion_weight")},
+        )
+        out = dual.compute(query, keys, values, mask=mask)
+    elif job.kind == "edge-featured":
+        features = None
+        if job.edge_features is not None:
+            features = _open(job.edge_features, "--edge-features")
+            stop = start + len(np.atleast_2d(query))
+            features = block_features(features, len(keys), start, stop, total)
+            features = features[0] if query.ndim == 1 and features.ndim == 3 else features
+        layer = load_edge_featured(job.parameters or "")
+        out = layer.compute_with_edges(query, keys, values, features, mask=mask)
     else:
         out = _flash(job, query, keys, values, mask, len(keys) - total + start)
     return out

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .errors import InvalidConfigError
 
-__all__ = ["finite", "flag", "integer", "one_of"]
+__all__ = ["curvature_of", "finite", "flag", "integer", "one_of", "settings"]
+
+_T = TypeVar("_T")
 
 
 def flag(value: Any, name: str) -> bool:
@@ -45,9 +47,28 @@ def finite(value: Any, name: str, *, positive: bool = False) -> float:
     return result
 
 
+def curvature_of(value: Any) -> float:
+    """Return the absolute value of a curvature; the space must not be flat."""
+    result = abs(finite(value, "curvature"))
+    if result == 0:
+        raise InvalidConfigError(f"curvature must not be 0, got {value!r}")
+    return result
+
+
 def one_of(value: Any, name: str, allowed: tuple[str, ...]) -> str:
     """Return `value` if it is one of the words allowed."""
     if not isinstance(value, str) or value not in allowed:
         words = " or ".join(repr(word) for word in allowed)
         raise InvalidConfigError(f"{name} must be {words}, got {value!r}")
     return value
+
+
+def settings(kind: type[_T], config: _T | None, fields: dict[str, Any]) -> _T:
+    """Return a configuration given as a whole or as its fields."""
+    if config is None:
+        return kind(**fields)
+    if not isinstance(config, kind):
+        raise InvalidConfigError(f"config must be a {kind.__name__}, got {config!r}")
+    if fields:
+        raise InvalidConfigError(f"config must not come with its fields, got {sorted(fields)}")
+    return config

@@ -89,20 +89,25 @@ class Problem:
             _kernels.softmax.top_k(q, key, k, i, w, spec, threads)
         return indices, weights
 
+    def spec(self, mask: Array | None) -> AttentionSpec:
+        """Return the score function of one kernel call, with its part of the mask."""
+        if mask is None:
+            return AttentionSpec(**self.options)
+        field = "mask" if mask.dtype == np.bool_ else "bias"
+        return AttentionSpec(**{**self.options, field: mask})
+
     def _walk(self, *arrays: Array | None) -> Iterator[tuple[AttentionSpec, list[Any]]]:
         """Yield the arguments of one kernel call after another."""
         batch = self.query.shape[:-3]
         if 0 in self.query.shape[:-1]:
             return
         if self.mask is None:
-            spec = AttentionSpec(**self.options)
+            spec = self.spec(None)
             for chunk in batches(batch, arrays):
                 yield spec, chunk
             return
-        field = "mask" if self.mask.dtype == np.bool_ else "bias"
         for mask, *chunk in batches(batch, (self.mask, *arrays)):
-            options = {**self.options, field: mask}
-            yield AttentionSpec(**options), chunk
+            yield self.spec(mask), chunk
 
 
 def build_problem(

@@ -17,6 +17,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from . import _kernels
 from ._config import num_threads
 from ._kernels.spec import AttentionSpec
+from ._selftest_ball import dual_space, hyperbolic
+from ._selftest_gradients import gradients
+from ._selftest_graph import edge_featured, hop_distances
 from ._selftest_reference import attention, bfloat16_bits, bfloat16_values
 from .attention import (
     DotProductAttention,
@@ -382,5 +385,10 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "multi-head": _multi_head,
     "flash": _flash,
     "local-global": _local_global,
+    "hyperbolic": hyperbolic,
+    "dual-space": dual_space,
+    "edge-featured": edge_featured,
+    "hop_distances": hop_distances,
+    "gradients": gradients,
     "utilities": _utilities,
 }

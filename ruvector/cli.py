@@ -75,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         help="(n,) or (m, n): bool, True attends, or float, added to the scores",
     )
     command.add_argument(
-        "--heads", type=int, metavar="H", help="heads of multi-head (required) and flash"
+        "--heads",
+        type=int,
+        metavar="H",
+        help="heads of multi-head and dual-space (required) and of flash",
     )
     command.add_argument(
         "--causal",
@@ -87,6 +90,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--global-tokens", type=int, metavar="G", help="local-global: first keys, always seen"
+    )
+    command.add_argument(
+        "--curvature",
+        type=float,
+        metavar="C",
+        help="hyperbolic, dual-space: the ball has the radius 1/sqrt(C) (default 1)",
+    )
+    command.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="hyperbolic, dual-space: divides the scores (default 1)",
+    )
+    command.add_argument(
+        "--inputs",
+        choices=("ball", "tangent"),
+        help="hyperbolic: points, or tangent vectors at the origin (default ball)",
+    )
+    command.add_argument(
+        "--euclidean-dim", type=int, metavar="D", help="dual-space: width of the first part"
+    )
+    command.add_argument(
+        "--fusion-weight",
+        type=float,
+        metavar="W",
+        help="dual-space: what the distance counts, from 0 to 1 (default 0.5)",
+    )
+    command.add_argument(
+        "--parameters",
+        metavar="PARAMETERS.npz",
+        help="edge-featured (required): what state_dict() returned, saved with numpy.savez",
+    )
+    command.add_argument(
+        "--edge-features",
+        metavar="EDGES.npy",
+        help="edge-featured: features of the edges from the keys, (n, e) or (m, n, e)",
     )
     command.add_argument("-o", "--output", required=True, metavar="OUT.npy")
     command.set_defaults(run=_attend)

@@ -1,13 +1,14 @@
 """The exceptions that ruvector raises on bad input.
 
-Each derives from :class:`RuvectorError` and from :class:`ValueError`, so code that
-catches ``ValueError`` keeps working. Input of a wrong *type* (complex, object, string)
-raises the built-in :class:`TypeError`.
+Each derives from :class:`RuvectorError` and, but for the verdict of ``gradcheck``, from
+:class:`ValueError`, so code that catches ``ValueError`` keeps working. Input of a wrong
+*type* (complex, object, string) raises the built-in :class:`TypeError`.
 """
 
 __all__ = [
     "DimensionMismatchError",
     "EmptyInputError",
+    "GradientCheckError",
     "InvalidConfigError",
     "InvalidMaskError",
     "RuvectorError",
@@ -24,6 +25,10 @@ class DimensionMismatchError(RuvectorError, ValueError):
 
 class EmptyInputError(RuvectorError, ValueError):
     """There is nothing to attend to where something is required."""
+
+
+class GradientCheckError(RuvectorError, AssertionError):
+    """A gradient is not that of its function."""
 
 
 class InvalidConfigError(RuvectorError, ValueError):

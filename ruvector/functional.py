@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from ._arrays import Array, Output, cast, compute_dtype, floating
-from ._checks import finite
-from ._options import Alignment, Window, sequence_options
-from ._problem import build_problem
+from ._arrays import Array, Output
+from ._gradients import AttentionGradients, attention_backward
+from ._options import Alignment, Window
+from ._sdpa import Call
 from ._states import merge_states
 from ._weights import attention_weights_from, top_k_keys
-from .errors import DimensionMismatchError, InvalidConfigError
 
 __all__ = [
+    "AttentionGradients",
+    "attention_backward",
     "attention_weights_from",
     "merge_states",
     "scaled_dot_product_attention",
@@ -130,6 +130,7 @@ def scaled_dot_product_attention(
     See Also
     --------
     merge_states : Combine results over disjoint sets of keys.
+    attention_backward : The gradients.
     ruvector.MultiHeadAttention : The same for one memory of vectors.
 
     References
@@ -154,27 +155,14 @@ def scaled_dot_product_attention(
     >>> bool(np.allclose(output[0, 0, 0], memory[0, 0, 0]))  # the first sees one key
     True
     """
-    if dropout_p and finite(dropout_p, "dropout_p"):
-        raise InvalidConfigError(f"dropout_p must be 0 (no dropout), got {dropout_p!r}")
-    q, k, v = floating(query, "query"), floating(key, "key"), floating(value, "value")
-    packed = cu_seqlens_q is not None or cu_seqlens_k is not None
-    sequences: dict[str, Any] = {}
-    if packed:
-        if cu_seqlens_q is None or cu_seqlens_k is None:
-            missing = "cu_seqlens_q" if cu_seqlens_q is None else "cu_seqlens_k"
-            raise InvalidConfigError(f"{missing} must be given with its counterpart, got None")
-        for x, name in ((q, "query"), (k, "key"), (v, "value")):
-            if x.ndim != 3:
-                raise DimensionMismatchError(
-                    f"{name} must have 3 axes (rows, heads, features) with cu_seqlens, "
-                    f"got shape {x.shape}"
-                )
-        sequences = sequence_options(cu_seqlens_q, cu_seqlens_k, len(q), len(k))
-        q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)
-    problem = build_problem(
-        (q, k, v),
-        ("query", "key", "value"),
+    call = Call(
+        query,
+        key,
+        value,
         attn_mask,
+        dropout_p,
+        cu_seqlens_q,
+        cu_seqlens_k,
         is_causal=is_causal,
         enable_gqa=enable_gqa,
         scale=scale,
@@ -185,25 +173,11 @@ def scaled_dot_product_attention(
         softcap=softcap,
         alibi_slopes=alibi_slopes,
     )
-    problem.options.update(sequences)
-    assert problem.value is not None
-    shape = (*problem.query.shape[:-1], problem.value.shape[-1])
-    if packed:
-        shape = (shape[1], shape[0], shape[2])
-    elif max(q.ndim, k.ndim, v.ndim) == 2:
-        shape = shape[1:]
-    destination = Output(out, shape, q.dtype, problem.query.dtype, problem.inputs())
-    work = destination.work
-    if packed:
-        work = work.swapaxes(0, 1)
-    elif work.ndim == 2:
-        work = work[np.newaxis]
+    problem = call.problem
+    destination = Output(
+        out, call.shape, call.arrays[0].dtype, problem.query.dtype, problem.inputs()
+    )
     lse = problem.new_lse() if return_lse else None
-    problem.attend(work, lse)
+    problem.attend(call.inner(destination.work), lse)
     result = destination.deliver()
-    if lse is None:
-        return result
-    lse = cast(lse, compute_dtype(q.dtype))
-    if packed:
-        return result, lse.T
-    return result, lse.reshape(shape[:-1])
+    return result if lse is None else (result, call.shaped_lse(lse))

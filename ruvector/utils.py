@@ -34,7 +34,15 @@ __all__ = [
     "softmax",
 ]
 
-_MECHANISMS = ("dot-product", "multi-head", "flash", "local-global")
+_MECHANISMS = (
+    "dot-product",
+    "multi-head",
+    "flash",
+    "local-global",
+    "hyperbolic",
+    "dual-space",
+    "edge-featured",
+)
 
 
 def softmax(x: ArrayLike, *, out: Array | None = None) -> Array:

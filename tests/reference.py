@@ -7,6 +7,7 @@ touched, and every row is a softmax over the list of keys that it sees.
 from __future__ import annotations
 
 import numpy as np
+import reference_rotary
 
 
 def attention(
@@ -15,6 +16,7 @@ def attention(
     value,
     *,
     scale,
+    extra=None,
     softcap=None,
     causal=False,
     bottom_right=False,
@@ -29,6 +31,7 @@ def attention(
     positions=None,
     cu_seqlens_q=None,
     cu_seqlens_k=None,
+    rotary=None,
 ):
     """Compute the state and the weights of every query row.
 
@@ -36,8 +39,10 @@ def attention(
     ----------
     query, key, value : array_like, shapes (B, H, Lq, D), (B, Hkv, Lk, D), (B, Hkv, Lk, Dv)
         Numbers, taken as float64.
+    extra : array_like, shape (B, H, Lq, Lk), optional
+        Added to the scaled dot products before anything else.
     scale, softcap, causal, bottom_right, left, right, num_sinks, symmetric, slopes, \
-sink_logits, bias, mask, positions, cu_seqlens_q, cu_seqlens_k
+sink_logits, bias, mask, positions, cu_seqlens_q, cu_seqlens_k, rotary
         The fields of ``ruvector._kernels.spec.AttentionSpec``. Ragged problems have B = 1.
 
     Returns
@@ -48,6 +53,10 @@ sink_logits, bias, mask, positions, cu_seqlens_q, cu_seqlens_k
         0 where hidden; in ragged problems also outside of a row's own sequence.
     """
     query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
+    if rotary is not None:
+        how = rotary.table, rotary.neighbours
+        query = reference_rotary.turned_by(query, rotary.query_positions, *how)
+        key = reference_rotary.turned_by(key, rotary.key_positions, *how)
     batch, heads, num_queries, _ = query.shape
     num_keys = key.shape[2]
     group = heads // key.shape[1]
@@ -85,6 +94,8 @@ sink_logits, bias, mask, positions, cu_seqlens_q, cu_seqlens_k
                 seen = np.flatnonzero(visible)
 
                 scores = scale * (key[b, h // group, k_start + seen] @ query[b, h, row])
+                if extra is not None:
+                    scores = scores + extra[b, h, row, k_start + seen]
                 if softcap is not None:
                     scores = softcap * np.tanh(scores / softcap)
                 if slopes is not None:

@@ -34,6 +34,14 @@ TOLERANCES = {
 }
 STORAGE = tuple(TOLERANCES)
 
+LAYOUTS = (
+    "(B, L, H, D)",
+    "reversed",
+    "padded rows",
+    "every other row",
+    "Fortran order but for the last axis",
+)
+
 
 def to_storage(array, dtype):
     """Round numbers to a storage type; bfloat16 becomes its bits."""
@@ -145,3 +153,20 @@ def problem(
     )
     scale = dim**-0.5 if scale is None else scale
     return Problem(*arrays, AttentionSpec(scale=scale, **spec), dtype)
+
+
+def relaid(array, layout):
+    """Give the same numbers in another memory layout, the last axis contiguous."""
+    if layout == "(B, L, H, D)":
+        return array.transpose(0, 2, 1, 3).copy().transpose(0, 2, 1, 3)
+    if layout == "reversed":
+        return array[::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1]
+    if layout == "padded rows":
+        wide = np.zeros((*array.shape[:3], array.shape[3] + 5), array.dtype)
+        wide[..., 2:-3] = array
+        return wide[..., 2:-3]
+    if layout == "every other row":
+        return np.repeat(array, 2, axis=2)[:, :, ::2]
+    if layout == "Fortran order but for the last axis":
+        return array.transpose(2, 1, 0, 3).copy().transpose(2, 1, 0, 3)
+    raise AssertionError(layout)

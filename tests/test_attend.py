@@ -78,6 +78,51 @@ class TestAttend:
         out = files.attend("flash", q, k, v, "--causal", "--mask", files.save("mask", bias))
         near(out, formula(q, k, v, visible, bias=bias))
 
+    @pytest.mark.parametrize("inputs", ["ball", "tangent"])
+    def test_hyperbolic(self, files, inputs):
+        q, k, v = (0.1 * x for x in arrays())
+        mask = RNG.random((M, N)) < 0.7
+        options = ["--curvature", "0.5", "--temperature", "0.2", "--inputs", inputs]
+        options += ["--mask", files.save("mask", mask)]
+        attention = ruvector.HyperbolicAttention(DIM, 0.5, 0.2, inputs=inputs)
+        wanted = attention.compute(q, k, v, mask=mask)
+        near(files.attend("hyperbolic", q, k, v, *options), wanted)
+        near(
+            files.attend("hyperbolic", q, k, v),
+            ruvector.HyperbolicAttention(DIM).compute(q, k, v),
+        )
+
+    @pytest.mark.parametrize("fields", [{}, {"concat_heads": False, "residual": True}])
+    def test_edge_featured(self, files, fields):
+        q, k, _ = arrays()
+        v = RNG.standard_normal((N, DIM)).astype(np.float32)
+        layer = ruvector.EdgeFeaturedAttention(
+            node_dim=DIM, edge_dim=3, num_heads=4, out_dim=8, seed=0, **fields
+        )
+        parameters = str(files.folder / "parameters.npz")
+        np.savez(parameters, **layer.state_dict())
+        options = ["--parameters", parameters]
+        near(files.attend("edge-featured", q, k, v, *options), layer.compute(q, k, v))
+        for shape in ((N, 3), (M, N, 3)):
+            features = RNG.standard_normal(shape).astype(np.float32)
+            wanted = layer.compute_with_edges(q, k, v, features)
+            edges = ["--edge-features", files.save("edges", features)]
+            near(files.attend("edge-featured", q, k, v, *options, *edges), wanted)
+        one = ["--edge-features", files.save("edges", features[:1])]
+        near(files.attend("edge-featured", q[0], k, v, *options, *one), wanted[0])
+
+    @pytest.mark.parametrize("weight", [None, "0", "0.25", "1"])
+    def test_dual_space(self, files, weight):
+        q, k, _ = arrays()
+        v = RNG.standard_normal((N, DIM)).astype(np.float32)
+        options = ["--heads", "4", "--euclidean-dim", "16"]
+        fields = {"euclidean_dim": 16, "hyperbolic_dim": 8, "num_heads": 4, "curvature": 1.0}
+        if weight is not None:
+            options += ["--fusion-weight", weight, "--curvature=2", "--temperature=0.5"]
+            fields |= {"curvature": 2.0, "temperature": 0.5, "fusion_weight": float(weight)}
+        attention = ruvector.DualSpaceAttention(**fields, learn_fusion=False)
+        near(files.attend("dual-space", q, k, v, *options), attention.compute(q, k, v))
+
     def test_local_global(self, files):
         _, k, v = arrays()
         q = RNG.standard_normal((N, DIM)).astype(np.float32)

@@ -42,6 +42,9 @@ class TestInfo:
             "multi-head",
             "flash",
             "local-global",
+            "hyperbolic",
+            "dual-space",
+            "edge-featured",
         }
 
     def test_follows_the_selected_backend(self):

@@ -56,6 +56,8 @@ def examples_of(document):
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("name", python_modules())
 def test_docstrings(name):
+    if name == "ruvector.torch":
+        pytest.importorskip("torch")
     module = importlib.import_module(name)
     for test in doctest.DocTestFinder(exclude_empty=True).find(module):
         run_doctests(test)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from softmax_cases import STORAGE, compute_dtype, problem, quiet, to_float64, to_storage
+from softmax_cases import (
+    LAYOUTS,
+    STORAGE,
+    compute_dtype,
+    problem,
+    quiet,
+    relaid,
+    to_float64,
+    to_storage,
+)
 
 from ruvector import _kernels
 
@@ -13,35 +22,9 @@ pytestmark = pytest.mark.usefixtures("backend")
 SHAPES = [(1, 17), (17, 33), (3, 3000), (200, 300)]
 
 
-def _relaid(array, layout):
-    """Give the same numbers in another memory layout, the last axis contiguous."""
-    if layout == "(B, L, H, D)":
-        return array.transpose(0, 2, 1, 3).copy().transpose(0, 2, 1, 3)
-    if layout == "reversed":
-        return array[::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1]
-    if layout == "padded rows":
-        wide = np.zeros((*array.shape[:3], array.shape[3] + 5), array.dtype)
-        wide[..., 2:-3] = array
-        return wide[..., 2:-3]
-    if layout == "every other row":
-        return np.repeat(array, 2, axis=2)[:, :, ::2]
-    if layout == "Fortran order but for the last axis":
-        return array.transpose(2, 1, 0, 3).copy().transpose(2, 1, 0, 3)
-    raise AssertionError(layout)
-
-
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    "layout",
-    [
-        "(B, L, H, D)",
-        "reversed",
-        "padded rows",
-        "every other row",
-        "Fortran order but for the last axis",
-    ],
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout, shape, dtype):
     case = problem(
         batch=2,
@@ -54,7 +37,7 @@ def test_layouts(layout, shape, dtype):
         dtype=dtype,
     )
     for name in ("query", "key", "value"):
-        array = _relaid(getattr(case, name), layout)
+        array = relaid(getattr(case, name), layout)
         array.flags.writeable = False
         setattr(case, name, array)
     case.check()

@@ -23,22 +23,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from .fallback import graph as graph
+    from .fallback import hyperbolic as hyperbolic
+    from .fallback import rotary as rotary
     from .fallback import softmax as softmax
+    from .fallback import softmax_backward as softmax_backward
     from .fallback import utils as utils
 
 __all__ = [
     "available",
     "backend",
+    "graph",
+    "hyperbolic",
     "import_error",
     "isa",
     "openmp",
+    "rotary",
     "select",
     "softmax",
+    "softmax_backward",
     "utils",
 ]
 
-FAMILIES = ("softmax", "utils")
-COMPILED = ("softmax",)
+FAMILIES = ("softmax", "softmax_backward", "hyperbolic", "graph", "rotary", "utils")
+COMPILED = ("softmax", "softmax_backward", "graph", "rotary")
 """The families that have a compiled twin; the others run in NumPy under either backend."""
 
 backend: str

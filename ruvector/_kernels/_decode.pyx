@@ -16,9 +16,14 @@ from ruvector._kernels._problem cimport (
     Bounds, Call, Segment, any_visible, query_bounds, query_position, real_at, segment_bounds,
     start_empty, start_state,
 )
+from ruvector._kernels._rotary cimport turn_keys, turn_query
 
 # A chunk reads about this much of K: enough to hide the start of a thread and of a stream.
 cdef Py_ssize_t CHUNK_BYTES = 512 * 1024
+
+
+cdef enum:
+    TURNED = 16  # keys that are turned at a time, a multiple of every number of lanes
 
 
 cdef inline Py_ssize_t padded(const Call *call, Py_ssize_t n) noexcept nogil:
@@ -54,7 +59,41 @@ cdef Py_ssize_t scratch_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
     """Bytes of scratch for `rows` rows: queries, scores and their copy."""
     cdef const rv_decode_tiles *t = call.decode
     cdef Py_ssize_t size = rows * (padded(call, call.dim) + 2 * t.key_tile) * t.real
+    if call.rotary != NULL:
+        size += TURNED * rows * call.dim * t.real
     return size if call.ball == NULL else size + _ball.row_scratch_bytes(call, rows)
+
+
+cdef inline void load_query(const Call *call, const Segment *segment, Py_ssize_t head,
+                            Py_ssize_t i, char *turned, char *q) noexcept nogil:
+    """Write a query row times the scale; `turned` is room for it before that."""
+    cdef double scale = call.scale * call.unit
+    if call.rotary == NULL:
+        call.decode.load_query(segment.q + head * call.q_head + i * call.q_row, call.dim, scale,
+                               q)
+    else:
+        turn_query(call, segment, head, i, turned)
+        call.rotary.decode.load_query(turned, call.dim, scale, q)
+
+
+cdef inline void multiply(const Call *call, const Segment *segment, int first_head, int heads,
+                          int64_t first_key, int nk, const char *q, char *turned,
+                          char *s) noexcept nogil:
+    """Write the dot products s[rows][key_tile] of all rows with nk keys."""
+    cdef const rv_decode_tiles *t = call.decode
+    cdef Py_ssize_t ldq = padded(call, call.dim), lds = t.key_tile, width = heads * call.dim
+    cdef int per_head = call.group * <int> segment.lq, j = 0, n
+    if call.rotary == NULL:
+        t.scores(q, ldq, segment.k + first_head * call.k_head + first_key * call.k_row,
+                 call.k_row // t.item, call.k_head // t.item, nk, heads, per_head, call.dim, s,
+                 lds)
+        return
+    while j < nk:
+        n = min(<int> TURNED, nk - j)
+        turn_keys(call, segment, first_head, heads, first_key + j, n, turned)
+        call.rotary.decode.scores(q, ldq, turned, width, call.dim, n, heads, per_head, call.dim,
+                                  s + j * t.real, lds)
+        j += n
 
 
 cdef inline void score_rows(const Call *call, const Segment *segment, int first_head,
@@ -106,7 +145,7 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
     cdef char *q = memory
     cdef char *s = q + rows * ldq * real
     cdef char *raw = s + rows * lds * real
-    cdef const char *k
+    cdef char *turned = raw + rows * lds * real
     cdef const char *v
     cdef bint masked = False, careful
     cdef int64_t first_key = begin
@@ -119,8 +158,7 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
     for r in range(rows):
         i = (r // group) % lq
         head = (first_head + r // per_head) * group + r % group
-        t.load_query(segment.q + head * call.q_head + i * call.q_row, call.dim,
-                     call.scale * call.unit, q + r * ldq * real)
+        load_query(call, segment, head, i, turned, q + r * ldq * real)
         if begin == 0:
             start_state(call, head, m, l, r)
         else:
@@ -131,10 +169,8 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
         if segment.weights == NULL and not any_visible(&hull, first_key, first_key + nk):
             first_key += nk
             continue
-        k = segment.k + first_head * call.k_head + first_key * call.k_row
         v = segment.v + first_head * call.v_head + first_key * call.v_row
-        t.scores(q, ldq, k, call.k_row // item, call.k_head // item, nk, heads, per_head,
-                 call.dim, s, lds)
+        multiply(call, segment, first_head, heads, first_key, nk, q, turned, s)
         if call.ball != NULL:
             _ball.add_row_scores(call, segment, first_head, rows, first_key, nk, s, lds, &ball)
         score_rows(call, segment, first_head, rows, first_key, nk, s, &masked)

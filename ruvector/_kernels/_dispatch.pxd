@@ -1,6 +1,7 @@
 """The C table of single-threaded tiles; simd/tiles.h says what each one computes."""
 
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t
 
 
 cdef extern from "simd/tiles.h" nogil:
@@ -106,6 +107,36 @@ cdef extern from "simd/tiles.h" nogil:
         void (*alibi)(const void *ds, int rows, int cols, const void *position,
                       void *sum) noexcept nogil
 
+    ctypedef struct rv_edge:
+        const void *left
+        const void *right
+        const void *features
+
+    ctypedef struct rv_graph:
+        int heads, vectors
+        ptrdiff_t channels, edge_dim
+        const void *att
+        const void *weight
+        double slope
+
+    ctypedef struct rv_graph_tiles:
+        int lanes, real
+        void (*pad)(const rv_graph *g, const void *row, double scale, const void *shift,
+                    void *dst) noexcept nogil
+        void (*scores)(const rv_graph *g, const rv_edge *edges, int n, void *s,
+                       ptrdiff_t lds) noexcept nogil
+        void (*update)(const rv_graph *g, const rv_edge *edges, int n, void *s, ptrdiff_t lds,
+                       void *m, void *l, void *fall, void *o, int first) noexcept nogil
+        void (*count)(const rv_graph *g, const rv_edge *edges, int n,
+                      double *sums) noexcept nogil
+        void (*finish)(const rv_graph *g, const void *m, const void *l, const void *o,
+                       const void *message, const void *bias, int average, int accumulate,
+                       void *out, void *lse) noexcept nogil
+
+    ctypedef void (*rv_rotate)(const void *x, ptrdiff_t ld, ptrdiff_t head_stride, int rows,
+                               int heads, ptrdiff_t dim, const int64_t *positions,
+                               const void *table, int neighbours, void *out) noexcept nogil
+
     ctypedef struct rv_table:
         const char *isa
         const rv_softmax_tiles *softmax[4]
@@ -113,6 +144,8 @@ cdef extern from "simd/tiles.h" nogil:
         const rv_decode_tiles *decode[4]
         const rv_ball_tiles *ball[4]
         const rv_backward_tiles *backward[4]
+        const rv_graph_tiles *graph[2]
+        rv_rotate rotate[4]
 
 
 cdef const rv_table *tiles() noexcept nogil

@@ -14,7 +14,9 @@ from cpython.exc cimport PyErr_CheckSignals
 
 from ruvector._kernels cimport _decode, _prefill
 from ruvector._kernels._openmp cimport team_size, thread_index
-from ruvector._kernels._problem cimport Bounds, Call, Segment, any_visible, segment_bounds
+from ruvector._kernels._problem cimport (
+    Bounds, Call, Segment, any_visible, query_tiles, segment_bounds,
+)
 
 # Query rows of one key/value head up to which a sequence is decoded. Measured: at 6 rows of
 # 64 both drivers take the same time over keys in cache.
@@ -80,7 +82,7 @@ cdef int fill_plan(const Call *call, const Segment *segments, Py_ssize_t count, 
     cdef const Segment *segment
     if call.ball != NULL:
         width += call.ball.dim + call.ball.dim_v
-    step = call.tiles.cols * call.tiles.query_tiles
+    step = call.tiles.cols * query_tiles(call)
     for s in range(count):
         segment = segments + s
         rows = segment.lq * call.group

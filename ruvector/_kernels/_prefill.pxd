@@ -27,6 +27,7 @@ cdef struct Scratch:
     Tile *tiles
     char *s
     char *raw
+    char *queries
     char *keys
     char *values
     char *lanes
@@ -40,6 +41,8 @@ cdef Py_ssize_t scratch_bytes(const Call *call) noexcept nogil
 cdef void lay_out(const Call *call, char *memory, Scratch *scratch) noexcept nogil
 cdef int load_queries(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
                       Scratch *scratch) noexcept nogil
+cdef void load_keys(const Call *call, const Segment *segment, int kv_head, int64_t first_key,
+                    int nk, char *out) noexcept nogil
 cdef bint score_tile(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
                      const Tile *tile, int64_t first_key, int nk, const char *keys,
                      Py_ssize_t ldk, const Scratch *scratch) noexcept nogil

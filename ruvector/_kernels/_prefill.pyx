@@ -13,9 +13,10 @@ from libc.string cimport memcpy, memset
 from ruvector._kernels cimport _ball
 from ruvector._kernels._dispatch cimport rv_softmax_tiles
 from ruvector._kernels._problem cimport (
-    Bounds, Call, Segment, query_bounds, query_position, real_at, set_real, start_state,
-    sum_rows,
+    Bounds, Call, Segment, query_bounds, query_position, query_tiles, real_at, set_real,
+    start_state, sum_rows,
 )
+from ruvector._kernels._rotary cimport turn_keys, turn_query
 
 cdef inline Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
     return (size + 63) & ~<Py_ssize_t> 63
@@ -30,14 +31,16 @@ cdef Py_ssize_t scratch_bytes(const Call *call) noexcept nogil:
         + aligned((call.dim + 1) * t.cols * t.real) + aligned(sum_rows(call) * t.cols * t.real)
         + 2 * lane_row
     )
-    cdef Py_ssize_t total = 64 + aligned(t.query_tiles * sizeof(Tile))
+    cdef Py_ssize_t total = 64 + aligned(query_tiles(call) * sizeof(Tile))
     if call.ball != NULL:
         one_tile += _ball.tile_bytes(call)
         total += _ball.scratch_bytes(call)
-    total += t.query_tiles * one_tile + 3 * lane_row
+    total += query_tiles(call) * one_tile + 3 * lane_row
     total += 2 * aligned(t.key_tile * t.cols * t.real)
     total += 3 * aligned(t.cols * sizeof(void *))
-    if t.load_keys != NULL:
+    if call.rotary != NULL:
+        total += t.cols * aligned(call.dim * t.real)
+    if t.load_keys != NULL or call.rotary != NULL:
         total += aligned(t.key_tile * call.dim * t.real)
     if t.load_values != NULL:
         total += aligned(t.key_tile * call.dim_v * t.real)
@@ -51,8 +54,8 @@ cdef void lay_out(const Call *call, char *memory, Scratch *scratch) noexcept nog
     cdef Tile *tile
     cdef int i
     scratch.tiles = <Tile *> at
-    at += aligned(t.query_tiles * sizeof(Tile))
-    for i in range(t.query_tiles):
+    at += aligned(query_tiles(call) * sizeof(Tile))
+    for i in range(query_tiles(call)):
         tile = scratch.tiles + i
         tile.row_lower = <int64_t *> at
         at += aligned(t.cols * sizeof(int64_t))
@@ -82,8 +85,11 @@ cdef void lay_out(const Call *call, char *memory, Scratch *scratch) noexcept nog
     at += aligned(t.cols * sizeof(void *))
     scratch.lses = <void **> at
     at += aligned(t.cols * sizeof(void *))
+    scratch.queries = at
+    if call.rotary != NULL:
+        at += t.cols * aligned(call.dim * t.real)
     scratch.keys = at
-    if t.load_keys != NULL:
+    if t.load_keys != NULL or call.rotary != NULL:
         at += aligned(t.key_tile * call.dim * t.real)
     scratch.values = at
     if t.load_values != NULL:
@@ -99,15 +105,20 @@ cdef int load_queries(const Call *call, const Segment *segment, int kv_head, Py_
     cdef Py_ssize_t total = segment.lq * call.group, row = start, i
     cdef Tile *tile
     cdef Bounds seen
+    cdef const rv_softmax_tiles *packing = t if call.rotary == NULL else call.rotary.reals
     cdef int count = 0, lane, head
-    while count < t.query_tiles and row < total:
+    while count < query_tiles(call) and row < total:
         tile = scratch.tiles + count
         tile.rows = <int> min(<Py_ssize_t> t.cols, total - row)
         tile.cols = t.lanes if tile.rows <= t.lanes else t.cols
         for lane in range(tile.cols):
             i = (row + min(lane, tile.rows - 1)) // call.group
             head = kv_head * call.group + <int> ((row + min(lane, tile.rows - 1)) % call.group)
-            scratch.rows[lane] = segment.q + head * call.q_head + i * call.q_row
+            if call.rotary != NULL:
+                scratch.rows[lane] = scratch.queries + lane * aligned(call.dim * t.real)
+                turn_query(call, segment, head, i, <char *> scratch.rows[lane])
+            else:
+                scratch.rows[lane] = segment.q + head * call.q_head + i * call.q_row
             start_state(call, head, tile.m, tile.l, lane)
             seen = query_bounds(call, segment, i)
             tile.row_lower[lane] = seen.lower
@@ -124,7 +135,7 @@ cdef int load_queries(const Call *call, const Segment *segment, int kv_head, Py_
                 tile.inner_lower = max(tile.inner_lower, seen.lower)
                 tile.inner_upper = min(tile.inner_upper, seen.upper)
                 tile.inner_sink = min(tile.inner_sink, seen.sink)
-        t.pack(scratch.rows, tile.cols, call.dim, call.scale * call.unit, tile.qt)
+        packing.pack(scratch.rows, tile.cols, call.dim, call.scale * call.unit, tile.qt)
         memset(tile.o, 0, sum_rows(call) * tile.cols * t.real)
         if call.ball != NULL:
             _ball.load_queries(call, segment, kv_head, row, tile.rows, tile.cols, &tile.ball,
@@ -132,6 +143,16 @@ cdef int load_queries(const Call *call, const Segment *segment, int kv_head, Py_
         row += tile.rows
         count += 1
     return count
+
+
+cdef void load_keys(const Call *call, const Segment *segment, int kv_head, int64_t first_key,
+                    int nk, char *out) noexcept nogil:
+    """Write a tile of keys as the tiles read it, where they do not read it in place."""
+    if call.rotary != NULL:
+        turn_keys(call, segment, kv_head, 1, first_key, nk, out)
+    else:
+        call.tiles.load_keys(segment.k + kv_head * call.k_head + first_key * call.k_row,
+                             call.k_row // call.tiles.item, nk, call.dim, out)
 
 
 cdef bint score_tile(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
@@ -230,8 +251,8 @@ cdef void attend_range(const Call *call, const Segment *segment, int kv_head, Py
         nk = <int> min(<int64_t> t.key_tile, end - first_key)
         keys = segment.k + kv_head * call.k_head + first_key * call.k_row
         values = segment.v + kv_head * call.v_head + first_key * call.v_row
-        if t.load_keys != NULL:
-            t.load_keys(keys, call.k_row // t.item, nk, call.dim, scratch.keys)
+        if t.load_keys != NULL or call.rotary != NULL:
+            load_keys(call, segment, kv_head, first_key, nk, scratch.keys)
             keys = scratch.keys
             ldk = call.dim
         if t.load_values != NULL:

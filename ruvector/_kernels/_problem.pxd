@@ -3,7 +3,9 @@
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.stdint cimport int64_t
 
-from ruvector._kernels._dispatch cimport rv_ball_tiles, rv_decode_tiles, rv_softmax_tiles
+from ruvector._kernels._dispatch cimport (
+    rv_ball_tiles, rv_decode_tiles, rv_rotate, rv_softmax_tiles,
+)
 
 
 cdef struct Ball:
@@ -17,14 +19,25 @@ cdef struct Ball:
     bint tangent
 
 
+cdef struct Rotary:
+    # Queries and keys are turned by their positions as they are read, and then reals, which
+    # `reals` and `decode` are the tiles over. A row of the table is dim reals.
+    rv_rotate rotate
+    const rv_softmax_tiles *reals
+    const rv_decode_tiles *decode
+    const char *table
+    bint neighbours
+
+
 cdef struct Call:
     # What all sequences of one call share. Strides are in bytes and may be zero or negative.
     # softcap is 0 where there is none; left and right are -1 where that side is open.
-    # slopes, sink_logits, positions and ball may be null. `unit` turns natural scores into
+    # slopes, sink_logits, positions, ball and rotary may be null. `unit` turns natural scores into
     # those that are computed: log2(e) for the softmax, 1 where they are to come out as is.
     const rv_softmax_tiles *tiles
     const rv_decode_tiles *decode
     const Ball *ball
+    const Rotary *rotary
     Py_ssize_t dim, dim_v
     int heads, kv_heads, group
     Py_ssize_t q_head, q_row, k_head, k_row, v_head, v_row
@@ -40,7 +53,7 @@ cdef struct Call:
 
 cdef struct Segment:
     # One sequence of queries over one sequence of keys, all heads. bias, mask, lse and
-    # weights may be null. `weights`, for one query only, takes the probabilities as
+    # weights may be null; positions are for a call with rotary ones. `weights`, for one query only, takes the probabilities as
     # contiguous (heads, lk) reals.
     const char *q
     const char *k
@@ -50,6 +63,8 @@ cdef struct Segment:
     const char *ball_v
     const char *bias
     const char *mask
+    const int64_t *q_positions
+    const int64_t *k_positions
     char *out
     char *ball_out
     char *lse
@@ -61,6 +76,11 @@ cdef struct Segment:
 cdef struct Bounds:
     # The keys a query sees before masks: [lower, upper) and [0, sink).
     int64_t lower, upper, sink
+
+
+cdef inline int query_tiles(const Call *call) noexcept nogil:
+    # Tiles of queries that share one tile of keys; turning one is worth more than one.
+    return call.tiles.query_tiles if call.rotary == NULL else max(4, call.tiles.query_tiles)
 
 
 cdef inline Py_ssize_t sum_rows(const Call *call) noexcept nogil:

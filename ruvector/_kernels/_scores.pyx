@@ -19,7 +19,7 @@ from ruvector._kernels cimport _ball, _prefill
 from ruvector._kernels._dispatch cimport RV_F32, RV_F64, rv_softmax_tiles, tiles
 from ruvector._kernels._openmp cimport team_size, thread_index
 from ruvector._kernels._prefill cimport Scratch, Tile
-from ruvector._kernels._problem cimport Call, Segment, real_at, set_real
+from ruvector._kernels._problem cimport Call, Segment, query_tiles, real_at, set_real
 
 cdef double LN2 = 0.69314718055994531
 cdef double LOG2E = 1.4426950408889634
@@ -71,8 +71,8 @@ cdef int score_keys(const Call *call, const Segment *segment, int kv_head, Py_ss
     cdef int nk = <int> min(<int64_t> t.key_tile, segment.lk - first_key)
     cdef const char *keys = segment.k + kv_head * call.k_head + first_key * call.k_row
     cdef Py_ssize_t ldk = call.k_row // t.item
-    if t.load_keys != NULL:
-        t.load_keys(keys, ldk, nk, call.dim, work.scratch.keys)
+    if t.load_keys != NULL or call.rotary != NULL:
+        _prefill.load_keys(call, segment, kv_head, first_key, nk, work.scratch.keys)
         keys = work.scratch.keys
         ldk = call.dim
     if call.ball != NULL:
@@ -245,7 +245,7 @@ cdef void visit_block(const Call *call, const Segment *segment, const Ranking *r
 cdef int visit_all(const Call *call, const Segment *segments, const Ranking *rankings,
                    Py_ssize_t count, int threads, visit_tile visit) except -1 nogil:
     """Visit every tile of `count` segments of equal shapes."""
-    cdef Py_ssize_t step = call.tiles.cols * call.tiles.query_tiles
+    cdef Py_ssize_t step = call.tiles.cols * query_tiles(call)
     cdef Py_ssize_t rows = segments[0].lq * call.group
     cdef Py_ssize_t blocks = (rows + step - 1) // step
     cdef Py_ssize_t items = count * call.kv_heads * blocks, start = 0, stop, i

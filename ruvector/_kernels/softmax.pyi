@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvector._kernels.spec import AttentionSpec
+from ruvector._kernels.spec import AttentionSpec, BallSpec
 
 _Array = NDArray[Any]
 
@@ -16,11 +16,35 @@ def attend(
     spec: AttentionSpec,
     threads: int,
 ) -> None: ...
+def attend_ball(
+    query: _Array | None,
+    key: _Array | None,
+    value: _Array | None,
+    out: _Array | None,
+    ball_query: _Array,
+    ball_key: _Array,
+    ball_value: _Array,
+    ball_out: _Array,
+    lse: _Array | None,
+    spec: AttentionSpec,
+    ball: BallSpec,
+    threads: int,
+) -> None: ...
 def weights(
     query: _Array,
     key: _Array,
     out: _Array,
     spec: AttentionSpec,
+    threads: int,
+) -> None: ...
+def weights_ball(
+    query: _Array | None,
+    key: _Array | None,
+    ball_query: _Array,
+    ball_key: _Array,
+    out: _Array,
+    spec: AttentionSpec,
+    ball: BallSpec,
     threads: int,
 ) -> None: ...
 def top_k(

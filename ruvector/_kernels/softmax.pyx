@@ -15,7 +15,7 @@ from ruvector._kernels cimport _dispatch
 from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64
 from ruvector._kernels._engine cimport run
 from ruvector._kernels._merge cimport States, merge_states
-from ruvector._kernels._problem cimport Ball, Call, Segment
+from ruvector._kernels._problem cimport Ball, Call, Rotary, Segment
 from ruvector._kernels._scores cimport Ranking, run_top_k, run_weights
 
 cnp.import_array()
@@ -91,12 +91,28 @@ cdef int describe(Call *call, cnp.ndarray query, cnp.ndarray key, spec) except -
     return 0
 
 
+cdef int describe_rotary(Call *call, Rotary *rotary, cnp.ndarray query, spec) except -1:
+    """Add rotary positions to a call where the specification has them."""
+    cdef int dtype = dtype_of(query), reals = RV_F64 if dtype == RV_F64 else RV_F32
+    cdef const _dispatch.rv_table *table = _dispatch.tiles()
+    cdef object option = spec.rotary
+    if option is None:
+        return 0
+    rotary.rotate = table.rotate[dtype]
+    rotary.reals, rotary.decode = table.softmax[reals], table.decode[reals]
+    rotary.table = data(option.table)
+    rotary.neighbours = option.neighbours
+    call.rotary = rotary
+    call.tiles = table.wide[dtype]
+    return 0
+
+
 cdef Segment *batch_segments(Py_ssize_t count, cnp.ndarray query, cnp.ndarray key,
                              spec) except NULL:
     """One segment a batch entry, with q, k, bias and mask filled in."""
     cdef Segment *segments = <Segment *> malloc(max(count, 1) * sizeof(Segment))
     cdef Segment *segment
-    cdef object bias = spec.bias, mask = spec.mask
+    cdef object bias = spec.bias, mask = spec.mask, rotary = spec.rotary
     cdef bint bottom_right = spec.bottom_right
     cdef Py_ssize_t b
     if segments == NULL:
@@ -112,7 +128,14 @@ cdef Segment *batch_segments(Py_ssize_t count, cnp.ndarray query, cnp.ndarray ke
             segment.bias = data(bias) + b * stride(bias, 0)
         if mask is not None:
             segment.mask = data(mask) + b * stride(mask, 0)
+        if rotary is not None:
+            segment.q_positions = entry_positions(rotary.query_positions, b)
+            segment.k_positions = entry_positions(rotary.key_positions, b)
     return segments
+
+
+cdef inline const int64_t *entry_positions(cnp.ndarray positions, Py_ssize_t b) noexcept:
+    return <const int64_t *> (data(positions) + b * stride(positions, 0))
 
 
 cdef int cut_segments(const Call *call, Segment *segments, const Segment *whole, spec,
@@ -138,6 +161,9 @@ cdef int cut_segments(const Call *call, Segment *segments, const Segment *whole,
             segment.bias += ends_q[s] * call.bias_row + ends_k[s] * call.bias_key
         if segment.mask != NULL:
             segment.mask += ends_q[s] * call.mask_row + ends_k[s] * call.mask_key
+        if segment.q_positions != NULL:
+            segment.q_positions += ends_q[s]
+            segment.k_positions += ends_k[s]
     return 0
 
 
@@ -145,10 +171,12 @@ def attend(cnp.ndarray query not None, cnp.ndarray key not None, cnp.ndarray val
            cnp.ndarray out not None, lse, spec, int threads):
     """Compute the attention state (o, L) of every query row."""
     cdef Call call
+    cdef Rotary rotary
     cdef Segment *segments
     cdef Segment *sequences
     cdef Py_ssize_t batch = length(query, 0), count, b
     describe(&call, query, key, spec)
+    describe_rotary(&call, &rotary, query, spec)
     if length(query, 2) == 0 or batch == 0 or call.heads == 0:
         return
     call.dim_v = length(value, 3)
@@ -297,9 +325,11 @@ def weights(cnp.ndarray query not None, cnp.ndarray key not None, cnp.ndarray ou
             spec, int threads):
     """Compute the softmax probabilities of every query row, hidden keys 0."""
     cdef Call call
+    cdef Rotary rotary
     cdef Segment *segments
     cdef Py_ssize_t batch = length(query, 0), b
     describe(&call, query, key, spec)
+    describe_rotary(&call, &rotary, query, spec)
     if cnp.PyArray_SIZE(out) == 0:
         return
     call.out_head, call.out_row = stride(out, 1), stride(out, 2)
@@ -317,10 +347,12 @@ def top_k(cnp.ndarray query not None, cnp.ndarray key not None, Py_ssize_t k,
           cnp.ndarray indices not None, cnp.ndarray weights not None, spec, int threads):
     """Find the k most attended keys of every query row."""
     cdef Call call
+    cdef Rotary rotary
     cdef Segment *segments
     cdef Ranking *rankings
     cdef Py_ssize_t batch = length(query, 0), b
     describe(&call, query, key, spec)
+    describe_rotary(&call, &rotary, query, spec)
     if cnp.PyArray_SIZE(indices) == 0:
         return
     call.unit = 1

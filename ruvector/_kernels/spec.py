@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AttentionSpec", "BallSpec"]
+__all__ = ["AttentionSpec", "BallSpec", "EdgeSpec", "RotarySpec"]
 
 _Array = NDArray[Any]
 
@@ -43,6 +43,9 @@ class AttentionSpec:
     are ``(B, H, Lq, Lk)`` views of any strides, zero included, ``positions`` is a
     contiguous int64 ``(Lq,)``, ``cu_seqlens_q`` and ``cu_seqlens_k`` are contiguous int64
     ``(S + 1,)`` and come together.
+
+    With `rotary` the kernels take ``R(u) q_i . R(v) k_j`` for the dot product, u and v being
+    the positions of the rows: all but those with a ball and those of the gradient.
     """
 
     scale: float
@@ -60,6 +63,26 @@ class AttentionSpec:
     positions: NDArray[np.int64] | None = None
     cu_seqlens_q: NDArray[np.int64] | None = None
     cu_seqlens_k: NDArray[np.int64] | None = None
+    rotary: RotarySpec | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RotarySpec:
+    """Where rows of queries and keys stand, and by what angles a position turns them.
+
+    R(u) turns each pair (x, y) of a row into ``(x c - y s, x s + y c)``. Pairs are entries i
+    and ``i + D/2`` of a row, or with `neighbours` entries 2 i and 2 i + 1. ``table[u]`` is a
+    row in the same layout with (c, s) in the place of each pair.
+
+    ``table`` is contiguous ``(P, D)`` of the compute dtype, ``query_positions`` ``(B, Lq)``
+    and ``key_positions`` ``(B, Lk)`` are int64, their last axis contiguous, and between 0
+    and ``P - 1``.
+    """
+
+    table: _Array
+    neighbours: bool
+    query_positions: NDArray[np.int64]
+    key_positions: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,3 +103,34 @@ class BallSpec:
     curvature: float
     distance_scale: float
     tangent: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgeSpec:
+    """How an edge of a graph is scored, and what becomes of a node's attended sum (GATv2).
+
+    The edge from sender j to receiver i has in head h the score::
+
+        s = att[h] . leaky_relu(right[i, h] + left[j, h] + edge_weight[h] e_ij + shift[h])
+
+    with the slope `negative_slope` below 0. With `loops` an edge from a node to itself does
+    not count; instead each receiver below the number of senders has one whose features are
+    the mean over its other edges (0 where there are none).
+
+    The sum ``o[i, h] = sum_j p_ij left[j, h]`` is finished, for receivers that have an edge,
+    by adding ``message[h]``; the heads are then laid side by side, or averaged with
+    `average`, and ``bias`` is added; with `accumulate` also what the output held.
+
+    Contiguous arrays of the compute dtype: att, shift and message ``(H, C)``, edge_weight
+    ``(H * C, De)``, bias of the output's width.
+    """
+
+    att: _Array
+    negative_slope: float
+    edge_weight: _Array | None = None
+    shift: _Array | None = None
+    message: _Array | None = None
+    bias: _Array | None = None
+    loops: bool = False
+    average: bool = False
+    accumulate: bool = False

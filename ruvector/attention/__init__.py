@@ -1,17 +1,22 @@
 """Attention mechanisms as classes over a memory of keys and values."""
 
-from .base import Attention
-from .dense import (
-    DotProductAttention,
-    FlashAttention,
-    LocalGlobalAttention,
-    MultiHeadAttention,
-)
+from .base import Attention, Gradients
+from .dense import DotProductAttention, FlashAttention, MultiHeadAttention
+from .dual_space import DualSpaceAttention, DualSpaceConfig
+from .edge_featured import EdgeFeaturedAttention, EdgeFeaturedConfig
+from .hyperbolic import HyperbolicAttention
+from .local_global import LocalGlobalAttention
 
 __all__ = [
     "Attention",
     "DotProductAttention",
+    "DualSpaceAttention",
+    "DualSpaceConfig",
+    "EdgeFeaturedAttention",
+    "EdgeFeaturedConfig",
     "FlashAttention",
+    "Gradients",
+    "HyperbolicAttention",
     "LocalGlobalAttention",
     "MultiHeadAttention",
 ]

@@ -8,28 +8,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._arrays import (
-    Array,
-    Output,
-    cast,
-    compute_dtype,
-    contiguous_rows,
-    floating,
-    promote,
-    vectors,
-)
+from .._arrays import Array
 from .._checks import integer
-from .._options import read_mask
-from ..errors import DimensionMismatchError, EmptyInputError, InvalidMaskError
+from ._inputs import Gradients, Inputs, by_head
 
-__all__ = ["Attention", "Inputs"]
+__all__ = ["Attention", "Gradients", "Inputs", "by_head"]
 
 
 class Attention(ABC):
     """Base class of all attention mechanisms over a memory of keys and values.
 
-    A subclass names its configuration in ``_fields``, has a property for each, and computes
-    in :meth:`_evaluate`.
+    A subclass names its configuration in ``_fields``, has a property for each, computes in
+    :meth:`_evaluate` and differentiates in :meth:`_differentiate`.
 
     Parameters
     ----------
@@ -38,6 +28,7 @@ class Attention(ABC):
     """
 
     _fields: ClassVar[tuple[str, ...]] = ("dim",)
+    _heads = 1
 
     def __init__(self, dim: int) -> None:
         self._dim = integer(dim, "dim", 1)
@@ -153,23 +144,83 @@ class Attention(ABC):
         **options: Any,
     ) -> Any:
         checked = None if mask is None else inputs.checked_mask(mask)
-        destination = Output(
-            out,
-            (*inputs.leading, inputs.values.shape[-1]),
-            inputs.dtype,
-            inputs.query.dtype,
-            (inputs.query, inputs.keys, inputs.values, checked),
-        )
-        work = destination.work.reshape(*inputs.query.shape[:2], inputs.values.shape[-1])
+        destination, work = inputs.output(out, self._work_dtype(inputs), (checked,))
         lse, weights = self._evaluate(
             inputs, checked, work, return_lse, return_weights, **options
         )
-        result = [destination.deliver()]
-        if return_lse:
-            result.append(inputs.shaped_lse(lse))
-        if return_weights:
-            result.append(inputs.shaped_weights(weights))
-        return result[0] if len(result) == 1 else tuple(result)
+        return inputs.result(destination, lse if return_lse else None, weights)
+
+    def compute_with_gradients(
+        self,
+        query: ArrayLike,
+        keys: ArrayLike,
+        values: ArrayLike,
+        grad_output: ArrayLike,
+        *,
+        grad_lse: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        return_lse: bool = False,
+        return_weights: bool = False,
+        out: Array | None = None,
+    ) -> tuple[Any, Gradients]:
+        """Attend, and give the gradient in everything that was attended with.
+
+        Parameters
+        ----------
+        query, keys, values, mask, return_lse, return_weights, out
+            As in :meth:`compute`.
+        grad_output : array_like, shape (dim_v,), (m, dim_v) or (B, m, dim_v)
+            Gradient of the output.
+        grad_lse : array_like, optional
+            Gradient of the log-sum-exp, in its shape, where something depends on it.
+
+        Returns
+        -------
+        result : ndarray or tuple of ndarray
+            What :meth:`compute` returns.
+        gradients : Gradients
+            Gradient of ``sum(output * grad_output) + sum(lse * grad_lse)`` in `query`,
+            `keys`, `values` and a float `mask`, each in the shape and dtype of the argument;
+            of a memory or a mask that serves a batch, summed. There is no second derivative.
+
+        Raises
+        ------
+        DimensionMismatchError, EmptyInputError, InvalidMaskError, TypeError
+            As :meth:`compute`.
+        """
+        inputs = Inputs(query, keys, values, self._dim)
+        return self._compute_with_gradients(
+            inputs, grad_output, grad_lse, mask, return_lse, return_weights, out
+        )
+
+    def _compute_with_gradients(
+        self,
+        inputs: Inputs,
+        grad_output: ArrayLike,
+        grad_lse: ArrayLike | None,
+        mask: ArrayLike | None,
+        return_lse: bool,
+        return_weights: bool,
+        out: Array | None,
+        **options: Any,
+    ) -> tuple[Any, Gradients]:
+        checked = None if mask is None else inputs.checked_mask(mask)
+        work_dtype = self._work_dtype(inputs)
+        gradient = inputs.checked_gradient(grad_output, work_dtype)
+        lse_gradient = None
+        if grad_lse is not None:
+            lse_gradient = inputs.checked_lse_gradient(grad_lse, self._heads)
+        destination, work = inputs.output(out, work_dtype, (checked, gradient, lse_gradient))
+        lse, weights = self._evaluate(inputs, checked, work, True, return_weights, **options)
+        gradients = self._differentiate(
+            inputs, checked, work, lse, gradient, lse_gradient, **options
+        )
+        result = inputs.result(destination, lse if return_lse else None, weights)
+        return result, inputs.shaped_gradients(gradients)
+
+    def _work_dtype(self, inputs: Inputs) -> np.dtype[Any]:
+        """Return the dtype in which :meth:`_evaluate` writes the output."""
+        return inputs.query.dtype
 
     @abstractmethod
     def _evaluate(
@@ -190,7 +241,7 @@ class Attention(ABC):
         mask : ndarray, shape (B, 1, m, n), or None
             A view: bool, or the compute dtype for a bias.
         out : ndarray, shape (B, m, dim_v)
-            Takes the output, in the dtype of ``inputs.query``.
+            Takes the output, in the dtype of :meth:`_work_dtype`.
         return_lse, return_weights : bool
             What is asked for.
         **options
@@ -201,6 +252,41 @@ class Attention(ABC):
         lse : ndarray, shape (B, heads, m), or None
         weights : ndarray, shape (B, heads, m, n), or None
         """
+
+    def _differentiate(
+        self,
+        inputs: Inputs,
+        mask: Array | None,
+        output: Array,
+        lse: Array | None,
+        grad_output: Array,
+        grad_lse: Array | None,
+        **options: Any,
+    ) -> Gradients:
+        """Compute the gradients of what :meth:`_evaluate` computed.
+
+        Parameters
+        ----------
+        inputs, mask, **options
+            As in :meth:`_evaluate`.
+        output : ndarray, shape (B, m, dim_v)
+            What :meth:`_evaluate` wrote.
+        lse : ndarray, shape (B, heads, m), or None
+            What :meth:`_evaluate` returned.
+        grad_output : ndarray, shape (B, m, dim_v)
+            In the dtype of `output`, with contiguous rows.
+        grad_lse : ndarray, shape (B, heads, m), or None
+            In the compute dtype.
+
+        Returns
+        -------
+        Gradients
+            `query`, `keys` and `values` with the axes of :class:`Inputs`, those of a memory
+            that serves the whole batch with a first axis of length 1 (as
+            :meth:`Inputs.new_gradients` makes them); `mask` as
+            :meth:`Inputs.new_mask_gradient` makes it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gradients")
 
     def _config(self) -> tuple[tuple[str, Any], ...]:
         return tuple((name, getattr(self, name)) for name in self._fields)
@@ -220,98 +306,3 @@ class Attention(ABC):
     def __hash__(self) -> int:
         """Hash class and configuration."""
         return hash((type(self), self._config()))
-
-
-class Inputs:
-    """The arrays of one ``compute`` call, checked and brought to three axes.
-
-    Attributes
-    ----------
-    query : ndarray, shape (B, m, dim)
-        A storage array with contiguous rows, as are `keys` and `values`.
-    keys : ndarray, shape (B, n, dim)
-        Of the query's storage dtype; a view that repeats where one memory serves a batch.
-    values : ndarray, shape (B, n, dim_v)
-        As the keys.
-    leading : tuple of int
-        The axes of the caller's query before the last: (), (m,) or (B, m).
-    dtype : dtype
-        Storage dtype of the caller's query, and so of the result.
-    """
-
-    __slots__ = ("dtype", "keys", "leading", "query", "values")
-
-    def __init__(self, query: ArrayLike, keys: ArrayLike, values: ArrayLike, dim: int) -> None:
-        q = floating(query, "query")
-        k, v = vectors(keys, "keys"), vectors(values, "values")
-        if not 1 <= q.ndim <= 3 or q.shape[-1] != dim:
-            raise DimensionMismatchError(
-                f"query must have shape ({dim},), (m, {dim}) or (B, m, {dim}), got {q.shape}"
-            )
-        self.leading = q.shape[:-1]
-        self.dtype = q.dtype
-        if k.ndim > 1 and k.shape[-2] == 0:
-            raise EmptyInputError(f"keys must hold at least one vector, got shape {k.shape}")
-        batch = self.leading[0] if q.ndim == 3 else None
-        k = _three_axes(k, "keys", batch, dim)
-        v = _three_axes(v, "values", batch, None)
-        if v.shape[1] != k.shape[1]:
-            raise DimensionMismatchError(
-                f"values must hold {k.shape[1]} vectors, one per key, got {v.shape[1]}"
-            )
-        dtype = promote(q, k, v)
-        q = contiguous_rows(q, dtype)
-        self.query = q[(np.newaxis,) * (3 - q.ndim)]
-        self.keys = _repeated(contiguous_rows(k, dtype), len(self.query))
-        self.values = _repeated(contiguous_rows(v, dtype), len(self.query))
-
-    def checked_mask(self, mask: ArrayLike) -> Array:
-        """Return the caller's mask as a view of shape ``(B, 1, m, n)``."""
-        read = read_mask(mask, "mask", compute_dtype(self.query.dtype))
-        (batch, m), n = self.query.shape[:2], self.keys.shape[1]
-        axes = (m, batch) if len(self.leading) == 2 else (m,)
-        if not (
-            read.shape[-1:] == (n,)
-            and read.ndim <= len(axes) + 1
-            and all(x in (1, y) for x, y in zip(read.shape[-2::-1], axes, strict=False))
-        ):
-            raise InvalidMaskError(
-                f"mask must have shape ({n},) or ({m}, {n}), got shape {read.shape}"
-            )
-        if read.ndim == 3:
-            read = read[:, np.newaxis]
-        return np.broadcast_to(read, (batch, 1, m, n))
-
-    def shaped_lse(self, lse: Array | None) -> Any:
-        """Bring L of shape ``(B, heads, m)`` to what the caller gets."""
-        assert lse is not None
-        lse = cast(lse, compute_dtype(self.dtype)).swapaxes(1, 2)
-        if lse.shape[-1] == 1:
-            lse = lse[..., 0]
-        return lse if len(self.leading) == 2 else lse[0] if self.leading else lse[0, 0]
-
-    def shaped_weights(self, weights: Array | None) -> Array:
-        """Bring weights of shape ``(B, heads, m, n)`` to what the caller gets."""
-        assert weights is not None
-        weights = cast(weights, compute_dtype(self.dtype))
-        if weights.shape[1] == 1:
-            weights = weights[:, 0]
-        if len(self.leading) == 2:
-            return weights
-        return weights[0] if self.leading else weights[0, ..., 0, :]
-
-
-def _three_axes(x: Array, name: str, batch: int | None, dim: int | None) -> Array:
-    width = "dim_v" if dim is None else str(dim)
-    if batch is None:
-        wanted, fits = f"(n, {width})", x.ndim == 2
-    else:
-        wanted = f"({batch}, n, {width}) or (n, {width})"
-        fits = x.ndim == 2 or (x.ndim == 3 and x.shape[0] in (1, batch))
-    if not fits or (dim is not None and x.shape[-1] != dim):
-        raise DimensionMismatchError(f"{name} must have shape {wanted}, got {x.shape}")
-    return x if x.ndim == 3 else x[np.newaxis]
-
-
-def _repeated(x: Array, batch: int) -> Array:
-    return x if len(x) == batch else np.broadcast_to(x, (batch, *x.shape[1:]))

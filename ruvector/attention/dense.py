@@ -1,4 +1,4 @@
-"""Softmax attention over a memory: dot-product, multi-head, flash and local-global."""
+"""Softmax attention over a memory: dot-product, multi-head and flash."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _config, _kernels
-from .._arrays import Array, integers
+from .._arrays import Array
+from .._backward import Targets, differentiate
 from .._checks import finite, flag, integer
 from .._problem import Problem
 from ..errors import DimensionMismatchError, InvalidConfigError
-from .base import Attention, Inputs
+from .base import Attention, Gradients, Inputs, by_head
 
 __all__ = [
     "DotProductAttention",
     "FlashAttention",
-    "LocalGlobalAttention",
     "MultiHeadAttention",
+    "SoftmaxAttention",
 ]
 
 
-class _SoftmaxAttention(Attention):
+class SoftmaxAttention(Attention):
     """Softmax of scaled dot products, by heads that are contiguous slices of the vectors."""
 
     def __init__(self, dim: int, heads: int = 1, scale: float | None = None) -> None:
@@ -45,21 +46,52 @@ class _SoftmaxAttention(Attention):
                 f"values must have a width that divides into {heads} heads, "
                 f"got {inputs.values.shape[-1]}"
             )
-        problem = Problem(
-            _by_head(inputs.query, heads),
-            _by_head(inputs.keys, heads),
-            _by_head(inputs.values, heads),
+        problem = self._problem(inputs, mask, **options)
+        lse = problem.new_lse() if return_lse else None
+        problem.attend(by_head(out, heads), lse)
+        return lse, problem.weights() if return_weights else None
+
+    def _problem(self, inputs: Inputs, mask: Array | None, **options: Any) -> Problem:
+        heads = self._heads
+        if mask is not None and heads > 1:
+            mask = np.broadcast_to(mask, (len(mask), heads, *mask.shape[2:]))
+        return Problem(
+            by_head(inputs.query, heads),
+            by_head(inputs.keys, heads),
+            by_head(inputs.values, heads),
             mask,
             {"scale": self._scale, **options},
         )
-        if mask is not None and heads > 1:
-            problem.mask = np.broadcast_to(mask, (len(mask), heads, *mask.shape[2:]))
-        lse = problem.new_lse() if return_lse else None
-        problem.attend(_by_head(out, heads), lse)
-        return lse, problem.weights() if return_weights else None
+
+    def _differentiate(
+        self,
+        inputs: Inputs,
+        mask: Array | None,
+        output: Array,
+        lse: Array | None,
+        grad_output: Array,
+        grad_lse: Array | None,
+        **options: Any,
+    ) -> Gradients:
+        assert lse is not None
+        heads = self._heads
+        query, keys, values = inputs.new_gradients()
+        mask_gradient = inputs.new_mask_gradient(mask)
+        targets = Targets(
+            by_head(query, heads), by_head(keys, heads), by_head(values, heads), mask_gradient
+        )
+        differentiate(
+            self._problem(inputs, mask, **options),
+            by_head(output, heads),
+            lse,
+            by_head(grad_output, heads),
+            grad_lse,
+            targets,
+        )
+        return Gradients(query, keys, values, mask_gradient)
 
 
-class _PlainAttention(_SoftmaxAttention):
+class _PlainAttention(SoftmaxAttention):
     """Softmax attention of which a single query needs nothing but heads and scale."""
 
     def compute(
@@ -89,12 +121,6 @@ class _PlainAttention(_SoftmaxAttention):
                 return result
         inputs = Inputs(query, keys, values, self._dim)
         return self._compute(inputs, mask, return_lse, return_weights, out)
-
-
-def _by_head(x: Array, heads: int) -> Array:
-    """View vectors ``(B, length, width)`` as ``(B, heads, length, width // heads)``."""
-    batch, length, width = x.shape
-    return x.reshape(batch, length, heads, width // heads).swapaxes(1, 2)
 
 
 class DotProductAttention(_PlainAttention):
@@ -249,129 +275,7 @@ class FlashAttention(_PlainAttention):
         """Whether a query sees no key behind its own position."""
         return self._causal
 
-    def _evaluate(self, *args: Any, **options: Any) -> tuple[Array | None, Array | None]:
-        return super()._evaluate(
-            *args, causal=self._causal, bottom_right=self._causal, **options
+    def _problem(self, inputs: Inputs, mask: Array | None, **options: Any) -> Problem:
+        return super()._problem(
+            inputs, mask, causal=self._causal, bottom_right=self._causal, **options
         )
-
-
-class LocalGlobalAttention(_SoftmaxAttention):
-    """Attention within a window around each query, and to a few global tokens.
-
-    A query at position `p` sees the keys within ``local_window // 2`` of `p` on each side
-    and the first `global_tokens` keys. A query that is itself a global token,
-    ``p < global_tokens``, sees every key.
-
-    Parameters
-    ----------
-    dim : int
-        Width of queries and keys.
-    local_window : int
-        Width of the window.
-    global_tokens : int
-        Number of first keys that every query sees.
-
-    Raises
-    ------
-    InvalidConfigError
-        If a parameter is outside its domain.
-
-    References
-    ----------
-    .. [1] I. Beltagy, M. Peters, A. Cohan, "Longformer: The Long-Document Transformer",
-       2020, arXiv:2004.05150.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import ruvector
-    >>> attention = ruvector.LocalGlobalAttention(4, local_window=2, global_tokens=1)
-    >>> keys = np.zeros((6, 4), np.float32)
-    >>> output, weights = attention.compute(
-    ...     keys[0], keys, keys, positions=4, return_weights=True
-    ... )
-    >>> weights
-    array([0.25, 0.  , 0.  , 0.25, 0.25, 0.25], dtype=float32)
-    """
-
-    _fields = ("dim", "local_window", "global_tokens")
-
-    def __init__(self, dim: int, local_window: int, global_tokens: int) -> None:
-        super().__init__(dim)
-        self._local_window = integer(local_window, "local_window", 0)
-        self._global_tokens = integer(global_tokens, "global_tokens", 0)
-
-    @property
-    def local_window(self) -> int:
-        """Width of the window."""
-        return self._local_window
-
-    @property
-    def global_tokens(self) -> int:
-        """Number of first keys that every query sees."""
-        return self._global_tokens
-
-    def compute(
-        self,
-        query: ArrayLike,
-        keys: ArrayLike,
-        values: ArrayLike,
-        *,
-        positions: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        return_lse: bool = False,
-        return_weights: bool = False,
-        out: Array | None = None,
-    ) -> Any:
-        """Attend from one query, several, or a batch of several.
-
-        Parameters
-        ----------
-        query, keys, values, mask, return_lse, return_weights, out
-            As in :meth:`Attention.compute`. A mask hides keys; it does not shift positions.
-        positions : array_like of int, shape (m,), optional
-            Where each query stands among the keys; a number for one query. Without it a
-            single query stands at ``n // 2`` and is not a global token itself, and as many
-            queries as keys stand at 0 to ``n - 1``; any other number needs positions.
-
-        Returns
-        -------
-        ndarray or tuple of ndarray
-            As :meth:`Attention.compute`.
-
-        Raises
-        ------
-        InvalidConfigError
-            If positions are missing or negative.
-        DimensionMismatchError, EmptyInputError, InvalidMaskError, TypeError
-            As :meth:`Attention.compute`.
-        """
-        inputs = Inputs(query, keys, values, self._dim)
-        m, n = inputs.query.shape[1], inputs.keys.shape[1]
-        options: dict[str, Any] = {"symmetric": True}
-        if positions is not None:
-            options["positions"] = _checked_positions(positions, m)
-        elif m == 1:
-            options = {"positions": np.full(1, n // 2, np.int64)}
-        elif m not in (0, n):
-            raise InvalidConfigError(
-                f"positions must be given for {m} queries over {n} keys, got None"
-            )
-        return self._compute(inputs, mask, return_lse, return_weights, out, **options)
-
-    def _evaluate(self, *args: Any, **options: Any) -> tuple[Array | None, Array | None]:
-        half = self._local_window // 2
-        return super()._evaluate(
-            *args, left=half, right=half, num_sinks=self._global_tokens, **options
-        )
-
-
-def _checked_positions(positions: ArrayLike, m: int) -> Array:
-    array = integers(positions, "positions")
-    if array.shape != (m,) and not (m == 1 and array.ndim == 0):
-        raise DimensionMismatchError(
-            f"positions must have shape ({m},), one per query, got {array.shape}"
-        )
-    if array.size and array.min() < 0:
-        raise InvalidConfigError(f"positions must not be negative, got {array.min()}")
-    return array.reshape(m)

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvector._kernels.fallback import _storage
+from ruvector._kernels.fallback import _ball, _rotary, _storage
 from ruvector._kernels.fallback._visible import VisibleKeys, is_positional, reach
 from ruvector._kernels.spec import AttentionSpec
 
-__all__ = ["Block", "Tile", "blocks"]
+__all__ = ["Block", "Tile", "blocks", "part_of"]
 
 _Array = NDArray[Any]
 
@@ -42,12 +42,21 @@ class _Cut(NamedTuple):
 
 
 def _cut(
-    query: _Array, key: _Array, value: _Array | None, width: int, spec: AttentionSpec
+    query: _Array,
+    key: _Array,
+    value: _Array | None,
+    width: int,
+    spec: AttentionSpec,
+    ball: _ball.BallPart | None = None,
 ) -> _Cut:
     batch, num_heads, num_queries, dim = query.shape
     key_heads, num_keys = key.shape[1:3]
     group = num_heads // key_heads
     width = max(1, dim, width)
+    copied = _storage.needs_copy(key) or (value is not None and _storage.needs_copy(value))
+    copied = copied or spec.rotary is not None
+    if ball is not None:
+        width, copied = max(width, ball.query.shape[3]), True
 
     rows = _ROWS // group
     seen = num_keys
@@ -68,7 +77,7 @@ def _cut(
         entries = max(1, min(batch, _SCORES // (one_head * heads)))
 
     keys = _SCORES // (entries * heads * lines)
-    if _storage.needs_copy(key) or (value is not None and _storage.needs_copy(value)):
+    if copied:
         keys = min(keys, 2 * _SCORES // (entries * heads * width))
     return _Cut(entries, heads, rows, max(1, min(num_keys, keys)))
 
@@ -96,7 +105,7 @@ def _unrepeat(array: _Array | None) -> _Array | None:
     return array[tuple(slice(0, 1 if stride == 0 else None) for stride in array.strides)]
 
 
-def _part(array: _Array, *index: slice) -> _Array:
+def part_of(array: _Array, *index: slice) -> _Array:
     """Index an array, except along the axes of length 1, which broadcast."""
     return array[
         tuple(
@@ -132,16 +141,24 @@ class Tile(NamedTuple):
 class _Problem:
     """What all blocks of one call share."""
 
-    __slots__ = ("bias", "buffer", "cut", "group", "mask", "num_keys", "query", "spec")
+    __slots__ = (
+        "ball", "bias", "buffer", "cut", "group", "mask", "num_keys", "query", "spec",
+    )  # fmt: skip
 
     def __init__(
-        self, query: _Array, key: _Array, value: _Array | None, width: int, spec: AttentionSpec
+        self,
+        query: _Array,
+        key: _Array,
+        value: _Array | None,
+        width: int,
+        spec: AttentionSpec,
+        ball: _ball.BallPart | None,
     ) -> None:
-        self.query, self.spec = query, spec
+        self.query, self.spec, self.ball = query, spec, ball
         self.num_keys = key.shape[2]
         self.group = query.shape[1] // key.shape[1]
         self.mask, self.bias = _unrepeat(spec.mask), _unrepeat(spec.bias)
-        self.cut = cut = _cut(query, key, value, width, spec)
+        self.cut = cut = _cut(query, key, value, width, spec, ball)
         size = cut.batch * cut.heads * self.group * cut.rows * cut.keys
         self.buffer = np.empty(size, _storage.compute_dtype(query))
 
@@ -166,34 +183,45 @@ class Block:
     """
 
     __slots__ = (
-        "_bias", "_buffer", "_keys", "_mask", "_positions", "_query", "_ranges", "_slopes",
-        "_softcap", "_step", "_values", "_visible", "lines", "place", "shape",
+        "_ball", "_bias", "_buffer", "_keys", "_mask", "_positions", "_query", "_ranges",
+        "_slopes", "_softcap", "_step", "_values", "_visible", "lines", "place", "shape",
     )  # fmt: skip
 
     def __init__(
         self,
         problem: _Problem,
-        keys: _Rows,
-        values: _Rows | None,
+        keys: _Rows | _rotary.TurnedRows,
+        values: _Rows | _ball.ValueRows | None,
+        ball_keys: _ball.KeyPoints | None,
         place: tuple[slice, slice, slice],
     ) -> None:
         spec, group = problem.spec, problem.group
         query = problem.query[place]
+        if spec.rotary is not None:
+            places = spec.rotary.query_positions[place[0], place[2]]
+            query = _rotary.turned(query, places, spec.rotary.table, spec.rotary.neighbours)
         batch, heads, rows, dim = query.shape
         self.place = place
         self.shape = (batch, heads, rows)
         self.lines = (batch, heads // group, group * rows)
 
-        scale = spec.scale if spec.softcap is None else spec.scale / spec.softcap
+        softcap = spec.softcap
+        scale = spec.scale if softcap is None else spec.scale / softcap
         scaled = np.multiply(_storage.widen(query), scale, order="C")
         self._query = scaled.reshape(*self.lines, dim)
         self._keys, self._values = keys, values
+        self._ball = None
+        if ball_keys is not None:
+            assert problem.ball is not None
+            self._ball = _ball.Distances(
+                problem.ball, place, self.lines, ball_keys, 1 if softcap is None else softcap
+            )
         self._buffer, self._step = problem.buffer, problem.cut.keys
-        self._softcap = spec.softcap
+        self._softcap = softcap
         self._slopes = None if spec.slopes is None else spec.slopes[place[1], None, None]
         everywhere = (*place, slice(None))
-        self._mask = None if problem.mask is None else _part(problem.mask, *everywhere)
-        self._bias = None if problem.bias is None else _part(problem.bias, *everywhere)
+        self._mask = None if problem.mask is None else part_of(problem.mask, *everywhere)
+        self._bias = None if problem.bias is None else part_of(problem.bias, *everywhere)
         self._positions = problem.positions(place[2])
         self._visible: VisibleKeys | None = None
         self._ranges = [(0, problem.num_keys)]
@@ -201,16 +229,45 @@ class Block:
             self._visible = VisibleKeys(self._positions, spec, problem.num_keys)
             self._ranges = self._visible.ranges()
 
-    def tiles(self) -> Iterator[Tile]:
-        """Score the keys that some row of the block may see, in ascending order."""
+    @property
+    def query(self) -> _Array:
+        """The block's queries times the scale, over the softcap where there is one."""
+        return self._query
+
+    @property
+    def tile_size(self) -> int:
+        """Numbers that a tile holds at most."""
+        return int(prod(self.lines) * self._step)
+
+    def keys(self, tile: Tile) -> _Array:
+        """Give the key rows of a tile in the compute type."""
+        return self._keys.tile(tile.start, tile.stop)
+
+    def values(self, tile: Tile) -> _Array:
+        """Give the value rows of a tile in the compute type."""
+        assert self._values is not None
+        rows: _Array = self._values.tile(tile.start, tile.stop)
+        return rows
+
+    def distances(self, start: int, stop: int) -> _Array:
+        """Give the distance of every row's position from every key of a range."""
+        distance: _Array = np.abs(self._positions[:, np.newaxis] - np.arange(start, stop))
+        return distance.astype(self._query.dtype)
+
+    def tiles(self, capped: _Array | None = None) -> Iterator[Tile]:
+        """Score the keys that some row of the block may see, in ascending order.
+
+        With a softcap, `capped` takes ``tanh(s / softcap)`` of the tile that is yielded: a
+        flat array of `tile_size`.
+        """
         for first, last in self._ranges:
             for start in range(first, last, self._step):
                 stop = min(start + self._step, last)
-                scores = self._scores(start, stop)
+                scores = self._scores(start, stop, capped)
                 if scores is not None:
                     yield Tile(start, stop, scores)
 
-    def _scores(self, start: int, stop: int) -> _Array | None:
+    def _scores(self, start: int, stop: int, capped: _Array | None) -> _Array | None:
         mask = self._columns(self._mask, start, stop)
         if mask is not None and not mask.any():
             return None
@@ -218,13 +275,17 @@ class Block:
         tile = self._buffer[: prod(shape)].reshape(shape)
         np.matmul(self._query, self._keys.tile(start, stop).swapaxes(-1, -2), out=tile)
 
+        if self._ball is not None:
+            self._ball.subtract_from(tile, start, stop)
+
         scores = tile.reshape(*self.shape, stop - start)
         if self._softcap is not None:
             np.tanh(scores, out=scores)
+            if capped is not None:
+                capped[: tile.size] = tile.ravel()
             scores *= self._softcap
         if self._slopes is not None:
-            distance = np.abs(self._positions[:, np.newaxis] - np.arange(start, stop))
-            scores -= self._slopes * distance.astype(scores.dtype)
+            scores -= self._slopes * self.distances(start, stop)
         bias = self._columns(self._bias, start, stop)
         if bias is not None:
             scores += bias
@@ -286,7 +347,12 @@ class Block:
 
 
 def blocks(
-    query: _Array, key: _Array, value: _Array | None, width: int, spec: AttentionSpec
+    query: _Array,
+    key: _Array,
+    value: _Array | None,
+    width: int,
+    spec: AttentionSpec,
+    ball: _ball.BallPart | None = None,
 ) -> Iterator[Block]:
     """Cut a problem into blocks of query rows.
 
@@ -302,6 +368,9 @@ def blocks(
         Numbers that the caller keeps per query row.
     spec : AttentionSpec
         Score function and visible set of a problem that is not ragged.
+    ball : BallPart, optional
+        A second pair of queries and keys, whose distance joins the score, and the second
+        part of the values. What a block sums is then ``[v, lambda x(v), lambda - 1]``.
 
     Yields
     ------
@@ -310,16 +379,36 @@ def blocks(
     """
     if 0 in query.shape[:3]:
         return
-    problem = _Problem(query, key, value, width, spec)
+    problem = _Problem(query, key, value, width, spec, ball)
     cut, group = problem.cut, problem.group
     batch, num_heads, num_queries, _ = query.shape
     for b in range(0, batch, cut.batch):
         entries = slice(b, min(b + cut.batch, batch))
         for h in range(0, num_heads // group, cut.heads):
             own = slice(h, min(h + cut.heads, num_heads // group))
-            keys = _Rows(key[entries, own])
-            values = None if value is None else _Rows(value[entries, own])
+            keys = _keys(key[entries, own], spec, entries)
+            values = None if value is None else _values(value, ball, entries, own)
+            ball_keys = None
+            if ball is not None:
+                points = ball.key[entries, own]
+                ball_keys = _ball.KeyPoints(points, ball.spec, points.size <= _WIDENED)
             heads = slice(own.start * group, own.stop * group)
             for i in range(0, num_queries, cut.rows):
                 rows = slice(i, min(i + cut.rows, num_queries))
-                yield Block(problem, keys, values, (entries, heads, rows))
+                yield Block(problem, keys, values, ball_keys, (entries, heads, rows))
+
+
+def _keys(own: _Array, spec: AttentionSpec, entries: slice) -> _Rows | _rotary.TurnedRows:
+    if spec.rotary is None:
+        return _Rows(own)
+    return _rotary.TurnedRows(own, entries, spec.rotary, own.size <= _WIDENED)
+
+
+def _values(
+    value: _Array, ball: _ball.BallPart | None, entries: slice, heads: slice
+) -> _Rows | _ball.ValueRows:
+    own = value[entries, heads]
+    if ball is None or ball.value is None:
+        return _Rows(own)
+    second = ball.value[entries, heads]
+    return _ball.ValueRows(own, second, ball.spec, own.size + second.size <= _WIDENED)

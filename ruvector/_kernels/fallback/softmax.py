@@ -14,20 +14,29 @@ operations, done by BLAS; memory is a few tiles of a megabyte, whatever the leng
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ruvector._kernels.fallback import _storage
+from ruvector._kernels.fallback._ball import BallPart
 from ruvector._kernels.fallback._online import Normaliser, zero_point
 from ruvector._kernels.fallback._plain import attend_plain
+from ruvector._kernels.fallback._sequences import sequences
 from ruvector._kernels.fallback._threads import blas_threads
-from ruvector._kernels.fallback._tiles import blocks
-from ruvector._kernels.spec import AttentionSpec
+from ruvector._kernels.fallback._tiles import Block, blocks
+from ruvector._kernels.spec import AttentionSpec, BallSpec
 
-__all__ = ["attend", "attend_plain", "merge", "top_k", "weights"]
+__all__ = [
+    "attend",
+    "attend_ball",
+    "attend_plain",
+    "merge",
+    "top_k",
+    "weights",
+    "weights_ball",
+]
 
 _Array = NDArray[Any]
 
@@ -72,10 +81,7 @@ def attend(
     """
     work = _multiply_adds(query, key, value.shape[3])
     with blas_threads(threads, work), np.errstate(all="ignore"):
-        if spec.cu_seqlens_q is None:
-            _attend(query, key, value, out, lse, spec)
-            return
-        for q, k, own in _sequences(spec):
+        for q, k, own in sequences(spec):
             _attend(
                 query[:, :, q],
                 key[:, :, k],
@@ -84,28 +90,6 @@ def attend(
                 None if lse is None else lse[:, :, q],
                 own,
             )
-
-
-def _sequences(spec: AttentionSpec) -> Iterator[tuple[slice, slice, AttentionSpec]]:
-    """Take a ragged problem apart: rows, keys and the specification of each sequence."""
-    assert spec.cu_seqlens_q is not None
-    assert spec.cu_seqlens_k is not None
-    plain = replace(spec, cu_seqlens_q=None, cu_seqlens_k=None)
-    packed = any(a is not None for a in (spec.bias, spec.mask, spec.positions))
-    q_ends, k_ends = spec.cu_seqlens_q.tolist(), spec.cu_seqlens_k.tolist()
-    for s in range(len(q_ends) - 1):
-        q, k = slice(q_ends[s], q_ends[s + 1]), slice(k_ends[s], k_ends[s + 1])
-        if q.start == q.stop:
-            continue
-        own = plain
-        if packed:
-            own = replace(
-                plain,
-                bias=None if spec.bias is None else spec.bias[:, :, q, k],
-                mask=None if spec.mask is None else spec.mask[:, :, q, k],
-                positions=None if spec.positions is None else spec.positions[q],
-            )
-        yield q, k, own
 
 
 def _attend(
@@ -117,15 +101,87 @@ def _attend(
     spec: AttentionSpec,
 ) -> None:
     dtype = _storage.compute_dtype(query)
-    for block in blocks(query, key, value, value.shape[3], spec):
+    _average(blocks(query, key, value, value.shape[3], spec), (out,), lse, spec, dtype)
+
+
+def _average(
+    parts: Iterator[Block],
+    outputs: tuple[_Array, ...],
+    lse: _Array | None,
+    spec: AttentionSpec,
+    dtype: np.dtype[Any],
+) -> None:
+    """Write what each block sums, normalised, to `outputs` side by side."""
+    widths = [output.shape[3] for output in outputs]
+    for block in parts:
         normaliser = Normaliser(block, spec, dtype)
-        total = np.zeros((*block.lines, value.shape[3]), dtype)
+        total = np.zeros((*block.lines, sum(widths)), dtype)
         for tile in block.tiles():
             total *= normaliser.update(tile.scores)
             total += block.weigh(tile)
-        _storage.store(out[block.place], normaliser.divide(total))
+        average = normaliser.divide(total)
+        start = 0
+        for output, width in zip(outputs, widths, strict=True):
+            _storage.store(output[block.place], average[..., start : start + width])
+            start += width
         if lse is not None:
             lse[block.place] = normaliser.lse()
+
+
+def attend_ball(
+    query: _Array | None,
+    key: _Array | None,
+    value: _Array | None,
+    out: _Array | None,
+    ball_query: _Array,
+    ball_key: _Array,
+    ball_value: _Array,
+    ball_out: _Array,
+    lse: _Array | None,
+    spec: AttentionSpec,
+    ball: BallSpec,
+    threads: int,
+) -> None:
+    """Compute the attention state of every query row with a part in the Poincare ball.
+
+    Parameters
+    ----------
+    query, key : ndarray, or None
+        As in `attend`; None where scores have no dot product.
+    value, out : ndarray, or None
+        As in `attend`; None where nothing is averaged as it is.
+    ball_query : ndarray, shape (B, H, Lq, Dh)
+        Of the storage type and strides of `query` in `attend`, as are the next two.
+    ball_key : ndarray, shape (B, Hkv, Lk, Dh)
+        Keys in the ball.
+    ball_value : ndarray, shape (B, Hkv, Lk, Dhv)
+        Values in the ball.
+    ball_out : ndarray, shape (B, H, Lq, Dhv + 1)
+        Takes the average of ``[lambda x(v), lambda - 1]``, in the compute type; zeros for a
+        row that sees nothing.
+    lse : ndarray, shape (B, H, Lq), or None
+        As in `attend`.
+    spec : AttentionSpec
+        Score function and visible set; not ragged.
+    ball : BallSpec
+        How rows are read as points, and what their distance counts.
+    threads : int
+        How many threads BLAS may use.
+    """
+    if query is None or key is None:
+        query, key = ball_query[..., :0], ball_key[..., :0]
+    outputs: tuple[_Array, ...] = (ball_out,)
+    if value is None or out is None:
+        value = ball_value[..., :0]
+    else:
+        outputs = (out, ball_out)
+    part = BallPart(ball_query, ball_key, ball_value, ball)
+    width = value.shape[3] + ball_out.shape[3]
+    work = _multiply_adds(query, key, width + ball_query.shape[3])
+    dtype = _storage.compute_dtype(ball_query)
+    with blas_threads(threads, work), np.errstate(all="ignore"):
+        parts = blocks(query, key, value, width, spec, part)
+        _average(parts, outputs, lse, spec, dtype)
 
 
 def weights(query: _Array, key: _Array, out: _Array, spec: AttentionSpec, threads: int) -> None:
@@ -145,22 +201,52 @@ def weights(query: _Array, key: _Array, out: _Array, spec: AttentionSpec, thread
     threads : int
         How many threads BLAS may use.
     """
-    dtype = _storage.compute_dtype(query)
-    out[...] = -np.inf
     with blas_threads(threads, _multiply_adds(query, key, 0)), np.errstate(all="ignore"):
-        for block in blocks(query, key, None, 0, spec):
-            normaliser = Normaliser(block, spec, dtype)
-            place = out[block.place]
-            for start, stop, scores in block.tiles():
-                place[..., start:stop] = scores.reshape(*block.shape, stop - start)
-                normaliser.update(scores)
-            lse = normaliser.lse()[..., np.newaxis]
-            # A hidden key weighs 0 beside an L of NaN, too.
-            hidden = place == -np.inf if np.isnan(lse).any() else None
-            place -= zero_point(lse)
-            np.exp(place, out=place)
-            if hidden is not None:
-                place[hidden] = 0
+        _weights(blocks(query, key, None, 0, spec), out, spec)
+
+
+def weights_ball(
+    query: _Array | None,
+    key: _Array | None,
+    ball_query: _Array,
+    ball_key: _Array,
+    out: _Array,
+    spec: AttentionSpec,
+    ball: BallSpec,
+    threads: int,
+) -> None:
+    """Compute the softmax probabilities of every query row, hidden keys 0, with a ball.
+
+    Parameters
+    ----------
+    query, key, ball_query, ball_key, spec, ball, threads
+        As in `attend_ball`.
+    out : ndarray, shape (B, H, Lq, Lk)
+        As in `weights`.
+    """
+    if query is None or key is None:
+        query, key = ball_query[..., :0], ball_key[..., :0]
+    part = BallPart(ball_query, ball_key, None, ball)
+    work = _multiply_adds(query, key, ball_query.shape[3])
+    with blas_threads(threads, work), np.errstate(all="ignore"):
+        _weights(blocks(query, key, None, 0, spec, part), out, spec)
+
+
+def _weights(parts: Iterator[Block], out: _Array, spec: AttentionSpec) -> None:
+    out[...] = -np.inf
+    for block in parts:
+        normaliser = Normaliser(block, spec, out.dtype)
+        place = out[block.place]
+        for start, stop, scores in block.tiles():
+            place[..., start:stop] = scores.reshape(*block.shape, stop - start)
+            normaliser.update(scores)
+        lse = normaliser.lse()[..., np.newaxis]
+        # A hidden key weighs 0 beside an L of NaN, too.
+        hidden = place == -np.inf if np.isnan(lse).any() else None
+        place -= zero_point(lse)
+        np.exp(place, out=place)
+        if hidden is not None:
+            place[hidden] = 0
 
 
 def top_k(

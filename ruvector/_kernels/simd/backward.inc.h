@@ -13,14 +13,17 @@ static RV_INLINE RT T(either)(const REAL *x, int row, int lane, int by_row)
     return by_row ? R(set1)(x[row]) : R(load)(x + lane);
 }
 
-/* s becomes p; lse is in units of log2, 0 for a row that sees nothing */
+/* s becomes p, 0 for a hidden key beside an L of NaN, too; lse is in units of log2, 0 for a row
+ * that sees nothing */
 static void T(backward_exp)(void *s_, int rows, int cols, const void *lse, int by_row)
 {
     REAL *s = s_;
     for (int j = 0; j < rows; j++)
         for (int c = 0; c < cols; c += LANES) {
             REAL *at = s + j * cols + c;
-            R(store)(at, R(exp2)(R(sub)(R(load)(at), T(either)(lse, j, c, by_row))));
+            const RT x = R(load)(at);
+            const RT p = R(exp2)(R(sub)(x, T(either)(lse, j, c, by_row)));
+            R(store)(at, R(select)(R(eq)(x, R(set1)(-(REAL)INFINITY)), R(set1)(0), p));
         }
 }
 

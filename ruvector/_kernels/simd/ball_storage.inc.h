@@ -1,8 +1,37 @@
 /* What the ball's tiles read in one storage type. Parameters as in storage.inc.h. */
 
-/* |x_j|^2, summed in float where that suffices, in double for a row near the boundary of the
- * ball that will not be shortened: there 1 - c |x|^2 magnifies the rounding of the sum. A
- * curvature of 0 says that nobody will take that difference. */
+/* |x|^2 with an error far below a float's rounding: double sums, or where multiply-adds are
+ * fused the products' and sums' own rounding errors (Ogita, Rump and Oishi 2005, Dot2). */
+static double S(exact_square_norm)(const ITEM *x, ptrdiff_t dim)
+{
+    RT sum = R(set1)(0), rest = sum;
+    REAL lanes[LANES];
+    double exact = 0;
+    for (ptrdiff_t d = 0; d < dim; d += LANES) {
+        const int n = dim - d < LANES ? (int)(dim - d) : LANES;
+        const RT u = n < LANES ? LOAD_N(x + d, n) : LOAD(x + d);
+#ifdef RV_UNFUSED
+        R(store)(lanes, u);
+        for (int i = 0; i < LANES; i++) exact += (double)lanes[i] * lanes[i];
+#else
+        const RT product = R(mul)(u, u), next = R(add)(sum, product);
+        const RT error = R(fma)(u, u, R(sub)(R(set1)(0), product));
+        const RT added = R(sub)(next, sum);
+        const RT lost = R(add)(R(sub)(sum, R(sub)(next, added)), R(sub)(product, added));
+        rest = R(add)(rest, R(add)(lost, error));
+        sum = next;
+#endif
+    }
+    R(store)(lanes, sum);
+    for (int i = 0; i < LANES; i++) exact += lanes[i];
+    R(store)(lanes, rest);
+    for (int i = 0; i < LANES; i++) exact += lanes[i];
+    return exact;
+}
+
+/* |x_j|^2, exact for a row near the boundary of the ball that will not be shortened: there
+ * 1 - c |x|^2 magnifies the rounding of the sum. A curvature of 0 says that nobody will take
+ * that difference. */
 static void S(square_norms)(const void *x_, ptrdiff_t ld, int rows, ptrdiff_t dim,
                             double curvature, double *out)
 {
@@ -22,16 +51,8 @@ static void S(square_norms)(const void *x_, ptrdiff_t ld, int rows, ptrdiff_t di
         }
         out[j] = R(sum)(R(add)(a, b));
         const double near = out[j] * curvature;
-        if (sizeof(REAL) == 4 && near > 0.5 && near < limit + 4e-6) {
-            REAL part[LANES];
-            double exact = 0;
-            for (d = 0; d < dim; d += LANES) {
-                const int n = dim - d < LANES ? (int)(dim - d) : LANES;
-                R(store)(part, n < LANES ? LOAD_N(x + d, n) : LOAD(x + d));
-                for (int i = 0; i < n; i++) exact += (double)part[i] * part[i];
-            }
-            out[j] = exact;
-        }
+        if (sizeof(REAL) == 4 && near > 0.5 && near < limit + 4e-6)
+            out[j] = S(exact_square_norm)(x, dim);
     }
 }
 

@@ -22,6 +22,7 @@
 #define R_MASK(name) vfm_##name
 #define T(name) RV_NAME(f32, name)
 #include "softmax.inc.h"
+#include "graph.inc.h"
 
 #define S(name) RV_NAME(f32, name)
 #define ITEM float
@@ -67,6 +68,7 @@
 #define R_MASK(name) vdm_##name
 #define T(name) RV_NAME(f64, name)
 #include "softmax.inc.h"
+#include "graph.inc.h"
 
 #define S(name) RV_NAME(f64, name)
 #define ITEM double
@@ -127,6 +129,16 @@ RV_TILES(f64, f64, VD_LANES, 8, 8, 1, NULL)
 RV_TILES(f16, f32, VF_LANES, 2, 4, 4, RV_NAME(f16, load_tile))
 RV_TILES(bf16, f32, VF_LANES, 2, 4, 4, RV_NAME(bf16, load_tile))
 
+#define RV_GRAPH_TILES(type, lanes_, real_)                                                   \
+    static const rv_graph_tiles RV_NAME(type, graph) = {                                      \
+        .lanes = lanes_, .real = real_, .pad = RV_NAME(type, graph_pad),                      \
+        .scores = RV_NAME(type, graph_scores), .update = RV_NAME(type, graph_update),         \
+        .count = RV_NAME(type, graph_count), .finish = RV_NAME(type, graph_finish),           \
+    };
+
+RV_GRAPH_TILES(f32, VF_LANES, 4)
+RV_GRAPH_TILES(f64, VD_LANES, 8)
+
 #define RV_STRING_(x) #x
 #define RV_STRING(x) RV_STRING_(x)
 #define RV_TABLE__(isa) rv_table_##isa
@@ -163,5 +175,12 @@ const rv_table RV_TABLE_(RV_ISA) = {
         [RV_F64] = &RV_NAME(f64, ball),
         [RV_F16] = &RV_NAME(f16, ball),
         [RV_BF16] = &RV_NAME(bf16, ball),
+    },
+    .graph = {[RV_F32] = &RV_NAME(f32, graph), [RV_F64] = &RV_NAME(f64, graph)},
+    .rotate = {
+        [RV_F32] = RV_NAME(f32, rotate),
+        [RV_F64] = RV_NAME(f64, rotate),
+        [RV_F16] = RV_NAME(f16, rotate),
+        [RV_BF16] = RV_NAME(bf16, rotate),
     },
 };

@@ -71,6 +71,7 @@ static void S(load_tile)(const void *src_, ptrdiff_t ld, int rows, ptrdiff_t dim
 #endif
 
 #include "decode.inc.h"
+#include "rotary.inc.h"
 #include "ball_storage.inc.h"
 #include "backward_storage.inc.h"
 

@@ -156,6 +156,42 @@ typedef struct rv_backward_tiles {
     void (*alibi)(const void *ds, int rows, int cols, const void *position, void *sum);
 } rv_backward_tiles;
 
+/* One edge of a graph: the sender's row, the receiver's (padded), its features. */
+typedef struct rv_edge {
+    const void *left, *right, *features;
+} rv_edge;
+
+/* How edges are scored; a padded row holds `vectors` whole vectors for each head. */
+typedef struct rv_graph {
+    int heads, vectors;
+    ptrdiff_t channels, edge_dim;
+    const void *att;    /* a padded row */
+    const void *weight; /* edge_dim padded rows */
+    double slope;
+} rv_graph;
+
+/* Attention along edges, for float and double; simd/graph.inc.h. */
+typedef struct rv_graph_tiles {
+    int lanes, real;
+    void (*pad)(const rv_graph *g, const void *row, double scale, const void *shift,
+                void *dst);
+    /* s[e][lds], lds at least the heads in whole vectors; then p, and the state m, l, o, which
+     * is not read where it is the first of its receiver. */
+    void (*scores)(const rv_graph *g, const rv_edge *edges, int n, void *s, ptrdiff_t lds);
+    void (*update)(const rv_graph *g, const rv_edge *edges, int n, void *s, ptrdiff_t lds,
+                   void *m, void *l, void *fall, void *o, int first);
+    void (*count)(const rv_graph *g, const rv_edge *edges, int n, double *sums);
+    void (*finish)(const rv_graph *g, const void *m, const void *l, const void *o,
+                   const void *message, const void *bias, int average, int accumulate,
+                   void *out, void *lse);
+} rv_graph_tiles;
+
+/* out[j][h][dim] = row x[j] of head h as reals, turned by the angles in row positions[j] of
+ * the table; `neighbours` is the layout of pairs; simd/rotary.inc.h. */
+typedef void (*rv_rotate)(const void *x, ptrdiff_t ld, ptrdiff_t head_stride, int rows,
+                          int heads, ptrdiff_t dim, const int64_t *positions,
+                          const void *table, int neighbours, void *out);
+
 typedef struct rv_table {
     const char *isa;
     const rv_softmax_tiles *softmax[RV_NUM_DTYPES];
@@ -163,6 +199,8 @@ typedef struct rv_table {
     const rv_decode_tiles *decode[RV_NUM_DTYPES];
     const rv_ball_tiles *ball[RV_NUM_DTYPES];
     const rv_backward_tiles *backward[RV_NUM_DTYPES];
+    const rv_graph_tiles *graph[2]; /* RV_F32, RV_F64 */
+    rv_rotate rotate[RV_NUM_DTYPES];
 } rv_table;
 
 #ifdef __cplusplus

@@ -14,6 +14,7 @@
 #define RV_REST_BLOCK 2
 
 #define RV_LANES 4
+#define RV_UNFUSED /* V##_fma rounds twice */
 #define RV_EACH for (int i = 0; i < RV_LANES; i++)
 
 #define RV_SCALAR_TYPE(V, M, REAL, FABS, FLOOR, SQRT, FREXP)                                 \
@@ -47,6 +48,8 @@
     { RV_EACH c.x[i] = a.x[i] * b.x[i] + c.x[i]; return c; }                                 \
     static RV_INLINE V V##_max(V a, V b)                                                     \
     { RV_EACH b.x[i] = a.x[i] > b.x[i] ? a.x[i] : b.x[i]; return b; }                        \
+    /* Neighbouring lanes change places. */                                                  \
+    static RV_INLINE V V##_swap(V a) { V r; RV_EACH r.x[i] = a.x[i ^ 1]; return r; }         \
     static RV_INLINE V V##_abs(V a) { RV_EACH a.x[i] = FABS(a.x[i]); return a; }             \
     static RV_INLINE M V##_lt(V a, V b) { M m; RV_EACH m.x[i] = a.x[i] < b.x[i]; return m; } \
     static RV_INLINE M V##_eq(V a, V b) { M m; RV_EACH m.x[i] = a.x[i] == b.x[i]; return m; } \
