@@ -41,10 +41,7 @@ int rv_use_isa(const char *name)
     fill();
     for (int i = 0; i < count; i++)
         if (strcmp(name, tables[i]->isa) == 0) {
-        #if RV_HAVE_NEON
-    tables[count++] = &rv_table_neon;
-#endif
-    current = tables[i];
+            current = tables[i];
             return 0;
         }
     return -1;
