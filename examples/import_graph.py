@@ -6,6 +6,9 @@ modules are, whether they are of the same package, and whether they import each 
 parameters are set by hand, so that what a head looks for can be read: one looks for similar
 modules, the other for close relations. The weights say which imports a module leans on.
 
+Imports have imports. A module then attends to all that it needs, however indirectly, at
+rotary positions: how many imports away each of them is.
+
 The same is computed in NumPy beside it. A second, generated graph of a million edges, with a
 hub that a tenth of them lead to, shows the time of one thread and of all. Exits with status 1
 if results disagree.
@@ -27,6 +30,8 @@ DATA = Path(__file__).parent / "data" / "stdlib_memory.npz"
 NAMED = ["asyncio.tasks", "json.decoder", "unittest.mock", "zipfile"]
 HEADS = {"similar": (20.0, 0.0, 0.0), "related": (0.0, 1.5, 3.0)}
 TOLERANCE = 1e-5
+# The longest distance that counts, and how sharply the dot products of unit vectors count.
+LONGEST, SHARPNESS = 16, 10.0
 
 
 def edge_features(names, x, indptr, indices):
@@ -106,6 +111,47 @@ def show_weights(layer, names, shown, top, x, indptr, indices, features):
                 sender = names[indices[row][at]]
                 print(f"  {start:<{width + 7}}   {weights[head, at]:6.3f}   {sender}{note}")
                 start = ""
+    return worst
+
+
+def numpy_rotary(query, keys, positions):
+    """Return the weights of a query at position 0 by the formula, over turned copies."""
+    half = keys.shape[1] // 2
+    angles = np.multiply.outer(positions, 10000.0 ** -(np.arange(half) / half))
+    a, b = keys[:, :half], keys[:, half:]
+    turned = np.concatenate(
+        [a * np.cos(angles) - b * np.sin(angles), a * np.sin(angles) + b * np.cos(angles)],
+        axis=1,
+    )
+    scores = turned @ query / np.sqrt(keys.shape[1])
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+def show_reach(names, shown, top, x, indptr, indices):
+    """Print what modules need with the most weight; return the largest error."""
+    importer = np.repeat(np.arange(len(names)), np.diff(indptr))
+    # Distances follow edges from sender to receiver: here from a module to its imports.
+    towards = ruvector.graph.edges_to_csr(np.stack([importer, indices]), len(names))[:2]
+    attention = ruvector.GraphRoPEAttention.simple(x.shape[1], max_position=LONGEST + 1)
+    width = max(map(len, shown))
+    print(f"\n{'needed by':<{width + 9}}   weight, and without positions   imports away")
+    worst = 0.0
+    for i in (names.index(name) for name in shown):
+        hops = ruvector.graph.hop_distances(*towards, i)
+        positions = attention.distance_to_position(np.maximum(hops, 0), LONGEST)
+        query = SHARPNESS * x.shape[1] ** 0.5 * x[i]
+        needed = hops > 0  # neither out of reach nor the module itself
+        arguments = {"mask": needed, "return_weights": True}
+        _, weights = attention.compute_with_positions(query, x, x, 0, positions, **arguments)
+        _, plain = attention.compute_with_positions(query, x, x, 0, 0 * positions, **arguments)
+        expected = numpy_rotary(query, x[needed], positions[needed])
+        worst = max(worst, abs(weights[needed] - expected).max())
+        start = names[i]
+        for at in np.argsort(-weights, kind="stable")[:top]:
+            values = f"{weights[at]:6.3f} {plain[at]:22.3f}"
+            print(f"  {start:<{width + 7}}   {values} {hops[at]:14}  {names[at]}")
+            start = ""
     return worst
 
 
@@ -207,11 +253,13 @@ def main(argv=None):
             layer, names, options.show, options.top, x, indptr, indices, features
         )
         output = layer.compute_graph(x, indptr, indices, features)
+        reach = show_reach(names, options.show, options.top, x, indptr, indices)
     expected = numpy_layer(layer, x, indptr, indices, features)
     agree = check_agreement(
         {
             "the whole graph and NumPy": abs(output - expected).max(),
             "single modules and the whole graph": single,
+            "rotary positions and NumPy": reach,
         }
     )
     same = show_times(options.edges, options.threads, options.rounds)

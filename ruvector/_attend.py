@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ._attend_edges import block_features, load_edge_featured
+from ._attend_linear import LINEAR_FIELDS, linear_blocks, load_linear
+from ._attend_moe import load_mixture
+from ._attend_rope import ROPE_FIELDS, attend_graph_rope, block_positions
 from ._progress import progress
 from .attention import (
     DotProductAttention,
@@ -22,6 +25,7 @@ from .attention import (
     HyperbolicAttention,
     LocalGlobalAttention,
     MultiHeadAttention,
+    RoPEConfig,
 )
 from .errors import (
     DimensionMismatchError,
@@ -44,13 +48,19 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dot-product": ((), ()),
     "multi-head": (("heads",), ()),
     "flash": ((), ("heads", "causal")),
+    "linear": (("num_features",), ("kernel", "seed", "causal", "parameters")),
     "local-global": (("local_window", "global_tokens"), ()),
     "hyperbolic": ((), ("curvature", "temperature", "inputs")),
     "dual-space": (
         ("heads", "euclidean_dim"),
         ("curvature", "temperature", "fusion_weight"),
     ),
+    "moe": (("num_experts", "top_k"), ("expert_types", "parameters")),
     "edge-featured": (("parameters",), ("edge_features",)),
+    "graph-rope": (
+        ("max_position",),
+        ("heads", *ROPE_FIELDS[1:], "query_positions", "key_positions"),
+    ),
 }
 KINDS = tuple(_OPTIONS)
 _NAMES = tuple(
@@ -78,6 +88,9 @@ class Job:
     mask: str | None = None
     heads: int | None = None
     causal: bool = False
+    num_features: int | None = None
+    kernel: str | None = None
+    seed: int | None = None
     local_window: int | None = None
     global_tokens: int | None = None
     curvature: float | None = None
@@ -85,8 +98,19 @@ class Job:
     inputs: str | None = None
     euclidean_dim: int | None = None
     fusion_weight: float | None = None
+    num_experts: int | None = None
+    top_k: int | None = None
+    expert_types: str | None = None
     parameters: str | None = None
     edge_features: str | None = None
+    max_position: int | None = None
+    base: float | None = None
+    scaling: str | None = None
+    scaling_factor: float | None = None
+    original_max_position: int | None = None
+    layout: str | None = None
+    query_positions: str | None = None
+    key_positions: str | None = None
 
     def __post_init__(self) -> None:
         required, optional = _OPTIONS[self.kind]
@@ -139,8 +163,8 @@ def attend_files(job: Job) -> str:
 
     dtype = _working_dtype(query)
     width = values.shape[-1]
-    if job.parameters is not None:
-        width = load_edge_featured(job.parameters).out_dim
+    if job.kind == "edge-featured":
+        width = load_edge_featured(job.parameters or "").out_dim
     shape = (*query.shape[:-1], width)
     rows = int(np.prod(query.shape[:-1]))
     with (
@@ -163,7 +187,7 @@ def _blocks(
     values: NDArray[Any],
     mask: NDArray[Any] | None,
 ) -> Iterator[NDArray[Any]]:
-    if query.ndim == 1:
+    if query.ndim == 1 and job.kind != "linear":
         yield _rows(job, query, keys, values, mask, 0, 1)
         return
     if query.ndim == 3:
@@ -177,6 +201,11 @@ def _blocks(
     width = keys.shape[-1] + values.shape[-1]
     step = min(_BLOCK_WORK // (len(keys) * width), _BLOCK_ELEMENTS // width)
     step = max(_MIN_BLOCK, step)
+    if job.kind == "linear":
+        fields = job.given(*LINEAR_FIELDS)
+        attention = load_linear(keys.shape[1], job.causal, job.parameters, **fields)
+        yield from linear_blocks(attention, query, keys, values, mask, step)
+        return
     for start in range(0, len(query), step):
         block = query[start : start + step]
         block_mask = mask if mask is None or mask.ndim == 1 else mask[start : start + step]
@@ -220,6 +249,10 @@ def _rows(
             **{"curvature": 1.0, **job.given("curvature", "temperature", "fusion_weight")},
         )
         out = dual.compute(query, keys, values, mask=mask)
+    elif job.kind == "moe":
+        fields = job.given("num_experts", "top_k", "expert_types")
+        mixture = load_mixture(dim, job.parameters, **fields)
+        out = mixture.compute(query, keys, values, mask=mask)
     elif job.kind == "edge-featured":
         features = None
         if job.edge_features is not None:
@@ -229,6 +262,17 @@ def _rows(
             features = features[0] if query.ndim == 1 and features.ndim == 3 else features
         layer = load_edge_featured(job.parameters or "")
         out = layer.compute_with_edges(query, keys, values, features, mask=mask)
+    elif job.kind == "graph-rope":
+        queries = places = None
+        if job.query_positions is not None:
+            stop = start + len(np.atleast_2d(query))
+            queries = _open(job.query_positions, "--query-positions")
+            queries = block_positions(queries, start, stop, total)
+            queries = queries.reshape(()) if query.ndim == 1 else queries
+        if job.key_positions is not None:
+            places = _open(job.key_positions, "--key-positions")
+        config = RoPEConfig(dim, num_heads=job.heads or 1, **job.given(*ROPE_FIELDS))
+        out = attend_graph_rope(config, (query, keys, values), mask, queries, places)
     else:
         out = _flash(job, query, keys, values, mask, len(keys) - total + start)
     return out

@@ -13,7 +13,7 @@ from .errors import DimensionMismatchError, RuvectorError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["block_features", "load_edge_featured"]
+__all__ = ["block_features", "load_edge_featured", "read_parameters"]
 
 
 def load_edge_featured(path: str) -> EdgeFeaturedAttention:
@@ -27,9 +27,8 @@ def load_edge_featured(path: str) -> EdgeFeaturedAttention:
     RuvectorError
         If the file is not usable.
     """
+    state = read_parameters(path)
     try:
-        with np.load(path) as file:
-            state = {name: file[name] for name in file.files}
         _, heads, channels = state["att"].shape
         width = heads * channels
         for name in ("res.weight", "bias"):
@@ -48,16 +47,29 @@ def load_edge_featured(path: str) -> EdgeFeaturedAttention:
             dtype="float64" if state["att"].dtype == np.float64 else "float32",
         )
         attention.load_state_dict(state)
+    except KeyError as error:
+        raise RuvectorError(f"--parameters {path}: it has no {error}") from error
+    except (ValueError, TypeError, IndexError) as error:
+        raise RuvectorError(f"--parameters {path}: {error}") from error
+    return attention
+
+
+def read_parameters(path: str) -> dict[str, NDArray[Any]]:
+    """Read a ``state_dict`` from a ``.npz`` file.
+
+    Raises
+    ------
+    RuvectorError
+        If the file is not usable.
+    """
+    try:
+        # np.load itself leaves a broken file open.
+        with open(path, "rb") as handle, np.load(handle) as file:
+            return {name: file[name] for name in file.files}
     except OSError as error:
         reason = error.strerror or str(error)
-    except (BadZipFile, EOFError, AttributeError) as error:
+    except (BadZipFile, EOFError, ValueError, AttributeError, TypeError) as error:
         reason = f"not a usable .npz file ({error})"
-    except KeyError as error:
-        reason = f"it has no {error}"
-    except (ValueError, TypeError, IndexError) as error:
-        reason = str(error)
-    else:
-        return attention
     raise RuvectorError(f"--parameters {path}: {reason}")
 
 

@@ -17,7 +17,7 @@ from ._kernels.spec import AttentionSpec
 from ._options import broadcast_mask, read_mask, score_options
 from .errors import DimensionMismatchError
 
-__all__ = ["Problem", "batches", "build_problem"]
+__all__ = ["Problem", "batches", "build_problem", "common_axes"]
 
 
 class Problem:
@@ -133,14 +133,8 @@ def build_problem(
     **options
         What :func:`ruvector._options.score_options` takes.
     """
-    _check_shapes(arrays, names)
-    dtype = promote(*arrays)
-    q, *kv = [contiguous_rows(x if x.ndim > 2 else x[np.newaxis], dtype) for x in arrays]
-    if any(x.shape[:-2] != q.shape[:-2] for x in kv):
-        heads, key_heads = _heads([x.shape[-3] for x in (q, *kv)], names, enable_gqa)
-        batch = _batch([x.shape[:-3] for x in (q, *kv)], names)
-        q = _expanded(q, (*batch, heads))
-        kv = [_expanded(x, (*batch, key_heads)) for x in kv]
+    q, *kv = common_axes(arrays, names, enable_gqa)
+    dtype = q.dtype
     mask = None
     scores = (*q.shape[:-1], kv[0].shape[-2])
     if attn_mask is not None:
@@ -157,6 +151,27 @@ def build_problem(
             features=q.shape[-1], heads=q.shape[-3], dtype=compute_dtype(dtype), **options
         ),
     )
+
+
+def common_axes(
+    arrays: tuple[Array, ...], names: tuple[str, ...], enable_gqa: bool
+) -> list[Array]:
+    """Check query, key and perhaps value; give them one dtype, common axes, contiguous rows.
+
+    Parameters
+    ----------
+    arrays, names, enable_gqa
+        As in :func:`build_problem`. A single head of keys is not repeated.
+    """
+    _check_shapes(arrays, names)
+    dtype = promote(*arrays)
+    q, *kv = [contiguous_rows(x if x.ndim > 2 else x[np.newaxis], dtype) for x in arrays]
+    if any(x.shape[:-2] != q.shape[:-2] for x in kv):
+        heads, key_heads = _heads([x.shape[-3] for x in (q, *kv)], names, enable_gqa)
+        batch = _batch([x.shape[:-3] for x in (q, *kv)], names)
+        q = _expanded(q, (*batch, heads))
+        kv = [_expanded(x, (*batch, key_heads)) for x in kv]
+    return [q, *kv]
 
 
 def _check_shapes(arrays: tuple[Array, ...], names: tuple[str, ...]) -> None:

@@ -20,7 +20,10 @@ from ._kernels.spec import AttentionSpec
 from ._selftest_ball import dual_space, hyperbolic
 from ._selftest_gradients import gradients
 from ._selftest_graph import edge_featured, hop_distances
+from ._selftest_linear import linear
+from ._selftest_moe import moe
 from ._selftest_reference import attention, bfloat16_bits, bfloat16_values
+from ._selftest_rope import graph_rope
 from .attention import (
     DotProductAttention,
     FlashAttention,
@@ -384,10 +387,13 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "dot-product": _dot_product,
     "multi-head": _multi_head,
     "flash": _flash,
+    "linear": linear,
     "local-global": _local_global,
+    "moe": moe,
     "hyperbolic": hyperbolic,
     "dual-space": dual_space,
     "edge-featured": edge_featured,
+    "graph-rope": graph_rope,
     "hop_distances": hop_distances,
     "gradients": gradients,
     "utilities": _utilities,

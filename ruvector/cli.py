@@ -78,12 +78,23 @@ def _parser() -> argparse.ArgumentParser:
         "--heads",
         type=int,
         metavar="H",
-        help="heads of multi-head and dual-space (required) and of flash",
+        help="heads of multi-head and dual-space (required), of flash and of graph-rope",
     )
     command.add_argument(
         "--causal",
         action="store_true",
-        help="flash: the last query sees every key, each one before it one key less",
+        help="flash, linear: the last query sees every key, each one before it one key less",
+    )
+    command.add_argument(
+        "--num-features", type=int, metavar="M", help="linear (required): number of features"
+    )
+    command.add_argument(
+        "--kernel",
+        choices=("softmax", "relu", "elu"),
+        help="linear: the features (default softmax)",
+    )
+    command.add_argument(
+        "--seed", type=int, metavar="S", help="linear: seed of the projection (default 42)"
     )
     command.add_argument(
         "--local-window", type=int, metavar="W", help="local-global: width of the window"
@@ -118,14 +129,67 @@ def _parser() -> argparse.ArgumentParser:
         help="dual-space: what the distance counts, from 0 to 1 (default 0.5)",
     )
     command.add_argument(
+        "--num-experts", type=int, metavar="N", help="moe (required): number of experts"
+    )
+    command.add_argument(
+        "--top-k", type=int, metavar="K", help="moe (required): experts that answer a query"
+    )
+    command.add_argument(
+        "--expert-types",
+        metavar="TYPE,...",
+        help="moe: one of standard, hyperbolic and linear for each expert (default: in turn)",
+    )
+    command.add_argument(
         "--parameters",
         metavar="PARAMETERS.npz",
-        help="edge-featured (required): what state_dict() returned, saved with numpy.savez",
+        help="edge-featured (required), moe (default: initial weights of seed 42), "
+        "linear: what state_dict() returned, saved with numpy.savez",
     )
     command.add_argument(
         "--edge-features",
         metavar="EDGES.npy",
         help="edge-featured: features of the edges from the keys, (n, e) or (m, n, e)",
+    )
+    command.add_argument(
+        "--max-position",
+        type=int,
+        metavar="P",
+        help="graph-rope (required): positions are from 0 to P - 1",
+    )
+    command.add_argument(
+        "--query-positions",
+        metavar="POSITIONS.npy",
+        help="graph-rope: where the queries stand, () or (m,) (default 0)",
+    )
+    command.add_argument(
+        "--key-positions",
+        metavar="POSITIONS.npy",
+        help="graph-rope: where the keys stand, (n,) (default 0 to n - 1)",
+    )
+    command.add_argument(
+        "--base", type=float, metavar="B", help="graph-rope: base of the angles (default 10000)"
+    )
+    command.add_argument(
+        "--scaling",
+        choices=("linear", "ntk", "yarn"),
+        help="graph-rope: what the factor does (default linear)",
+    )
+    command.add_argument(
+        "--scaling-factor",
+        type=float,
+        metavar="S",
+        help="graph-rope: how many times longer than trained on positions run (default 1)",
+    )
+    command.add_argument(
+        "--original-max-position",
+        type=int,
+        metavar="L",
+        help="graph-rope, yarn: the length that was trained on (default P / S)",
+    )
+    command.add_argument(
+        "--layout",
+        choices=("half", "interleaved"),
+        help="graph-rope: which entries of a head are pairs (default half)",
     )
     command.add_argument("-o", "--output", required=True, metavar="OUT.npy")
     command.set_defaults(run=_attend)

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from ._arrays import Array, Output
 from ._gradients import AttentionGradients, attention_backward
+from ._linear import linear_attention
 from ._options import Alignment, Window
 from ._sdpa import Call
 from ._states import merge_states
@@ -17,6 +18,7 @@ __all__ = [
     "AttentionGradients",
     "attention_backward",
     "attention_weights_from",
+    "linear_attention",
     "merge_states",
     "scaled_dot_product_attention",
     "top_k_keys",

@@ -38,10 +38,13 @@ _MECHANISMS = (
     "dot-product",
     "multi-head",
     "flash",
+    "linear",
+    "moe",
     "local-global",
     "hyperbolic",
     "dual-space",
     "edge-featured",
+    "graph-rope",
 )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 def frequencies(
     dim, base=10000.0, scaling="linear", factor=1.0, original=None, fast=32, slow=1
 ):
-    """Give the angle per position of each pair, and what sines and cosines are multiplied by."""  # noqa: E501
+    """Give the angle per position of each pair, and the factor on sines and cosines."""
     if scaling == "ntk":
         base = base * factor ** (dim / (dim - 2))
     plain = [base ** (-2 * i / dim) for i in range(dim // 2)]

@@ -92,24 +92,35 @@ class TestAttend:
             ruvector.HyperbolicAttention(DIM).compute(q, k, v),
         )
 
-    @pytest.mark.parametrize("fields", [{}, {"concat_heads": False, "residual": True}])
-    def test_edge_featured(self, files, fields):
+    def test_graph_rope(self, files):
         q, k, _ = arrays()
         v = RNG.standard_normal((N, DIM)).astype(np.float32)
-        layer = ruvector.EdgeFeaturedAttention(
-            node_dim=DIM, edge_dim=3, num_heads=4, out_dim=8, seed=0, **fields
+        attention = ruvector.GraphRoPEAttention.simple(DIM, 40)
+        options = ["--max-position", "40"]
+        near(files.attend("graph-rope", q, k, v, *options), attention.compute(q, k, v))
+        near(files.attend("graph-rope", q[2], k, v, *options), attention.compute(q[2], k, v))
+        attention = ruvector.GraphRoPEAttention(
+            dim=DIM,
+            max_position=40,
+            base=500.0,
+            num_heads=4,
+            layout="interleaved",
+            scaling="yarn",
+            scaling_factor=4.0,
+            original_max_position=32,
         )
-        parameters = str(files.folder / "parameters.npz")
-        np.savez(parameters, **layer.state_dict())
-        options = ["--parameters", parameters]
-        near(files.attend("edge-featured", q, k, v, *options), layer.compute(q, k, v))
-        for shape in ((N, 3), (M, N, 3)):
-            features = RNG.standard_normal(shape).astype(np.float32)
-            wanted = layer.compute_with_edges(q, k, v, features)
-            edges = ["--edge-features", files.save("edges", features)]
-            near(files.attend("edge-featured", q, k, v, *options, *edges), wanted)
-        one = ["--edge-features", files.save("edges", features[:1])]
-        near(files.attend("edge-featured", q[0], k, v, *options, *one), wanted[0])
+        options += ["--base=500", "--heads=4", "--layout=interleaved", "--scaling=yarn"]
+        options += ["--scaling-factor=4", "--original-max-position=32"]
+        near(files.attend("graph-rope", q, k, v, *options), attention.compute(q, k, v))
+        own, places = RNG.integers(0, 40, M), RNG.integers(0, 40, N)
+        wanted = attention.compute_with_positions(q, k, v, own, places)
+        options += ["--key-positions", files.save("places", places)]
+        own_file = ["--query-positions", files.save("own", own)]
+        near(files.attend("graph-rope", q, k, v, *options, *own_file), wanted)
+        one = ["--query-positions", files.save("own", own[:1])]
+        near(files.attend("graph-rope", q[0], k, v, *options, *one), wanted[0])
+        wanted = attention.compute_with_positions(q, k, v, own[0], places)
+        near(files.attend("graph-rope", q, k, v, *options, *one), wanted)
 
     @pytest.mark.parametrize("weight", [None, "0", "0.25", "1"])
     def test_dual_space(self, files, weight):
@@ -123,6 +134,25 @@ class TestAttend:
         attention = ruvector.DualSpaceAttention(**fields, learn_fusion=False)
         near(files.attend("dual-space", q, k, v, *options), attention.compute(q, k, v))
 
+    @pytest.mark.parametrize("types", [None, "hyperbolic,standard,standard"])
+    def test_moe(self, files, types):
+        q, k, v = arrays()
+        options = ["--num-experts", "3", "--top-k", "2"]
+        fields = {"num_experts": 3, "top_k": 2}
+        if types is not None:
+            options += ["--expert-types", types]
+            fields["expert_types"] = types.split(",")
+        near(
+            files.attend("moe", q, k, v, *options),
+            ruvector.MoEAttention(dim=DIM, **fields).compute(q, k, v),
+        )
+        parameters = str(files.folder / "parameters.npz")
+        for dtype in ("float32", "float64"):
+            layer = ruvector.MoEAttention(dim=DIM, **fields, seed=1, dtype=dtype)
+            np.savez(parameters, **layer.state_dict())
+            wanted = layer.compute(q, k, v)
+            near(files.attend("moe", q, k, v, *options, "--parameters", parameters), wanted)
+
     def test_local_global(self, files):
         _, k, v = arrays()
         q = RNG.standard_normal((N, DIM)).astype(np.float32)
@@ -133,6 +163,29 @@ class TestAttend:
         visible = abs(place[:, None] - place) <= 3
         visible |= (place < 2) | (place[:, None] < 2)
         near(out, formula(q, k, v, visible))
+
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize("kernel", ["softmax", "relu", "elu"])
+    def test_linear(self, files, kernel, causal):
+        options = ["--num-features", "40", "--kernel", kernel, "--seed", "3"]
+        options += ["--causal"] if causal else []
+        attention = ruvector.LinearAttention(DIM, 40, kernel, seed=3, causal=causal)
+        mask = RNG.random(N) < 0.6
+        for shape in ((DIM,), (M, DIM), (N + 7, DIM), (0, DIM)):
+            q, k, v = arrays(*shape)
+            near(files.attend("linear", q, k, v, *options), attention.compute(q, k, v))
+            masked = files.attend(
+                "linear", q, k, v, *options, "--mask", files.save("mask", mask)
+            )
+            near(masked, attention.compute(q, k, v, mask=mask))
+
+    def test_linear_with_parameters(self, files):
+        q, k, v = arrays()
+        attention = ruvector.LinearAttention(DIM, 40, seed=3, dtype="float64")
+        parameters = str(files.folder / "parameters.npz")
+        np.savez(parameters, **attention.state_dict())
+        options = ["--num-features", "40", "--parameters", parameters]
+        near(files.attend("linear", q, k, v, *options), attention.compute(q, k, v))
 
     @pytest.mark.parametrize("shape", [(DIM,), (1, DIM)])
     def test_local_global_with_one_query(self, files, shape):

@@ -1,17 +1,20 @@
-"""The C tiles alone: here, on AArch64 under an emulator, on older CPUs."""
+"""The C tiles alone: here, on AArch64 under an emulator, on older CPUs, with sanitizers."""
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
 TILES = HERE.parent / "ruvector" / "_kernels" / "simd"
-FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{TILES}"]
+PROGRAMS = ["test_tiles", "test_rows"]
 
 pytestmark = pytest.mark.skipif(not TILES.is_dir(), reason="the C sources are not here")
 
@@ -25,11 +28,23 @@ def _tool(*names):
 
 
 def _build(folder, compiler, *flags):
-    program = folder / "test_tiles"
-    sources = [HERE / "c" / "test_tiles.c", *sorted(TILES.glob("*.c"))]
-    command = [compiler, *FLAGS, *flags, f"-I{TILES}", *sources, "-lm", "-o", program]
-    subprocess.run([str(part) for part in command], check=True, timeout=300)
-    return str(program)
+    """Compile the tiles once and link every program with them: the path of each by name."""
+    tiles = sorted(TILES.glob("*.c"))
+    sources = [*tiles, *(HERE / "c" / f"{name}.c" for name in PROGRAMS)]
+
+    def compiled(source):
+        out = folder / f"{source.stem}.o"
+        command = [compiler, *FLAGS, *flags, "-c", str(source), "-o", str(out)]
+        subprocess.run(command, check=True, timeout=300)
+        return str(out)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(compiled, sources))
+    shared = objects[: len(tiles)]
+    for name, own in zip(PROGRAMS, objects[len(tiles) :], strict=True):
+        command = [compiler, *flags, own, *shared, "-lm", "-o", str(folder / name)]
+        subprocess.run(command, check=True, timeout=300)
+    return {name: str(folder / name) for name in PROGRAMS}
 
 
 def _run(*command):
@@ -38,21 +53,51 @@ def _run(*command):
     return done.stdout.splitlines()
 
 
+def _names(lines):
+    assert all(": ok" in line for line in lines), lines
+    return [line.split(":")[0] for line in lines]
+
+
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def here(tmp_path_factory):
     return _build(tmp_path_factory.mktemp("native"), _tool("cc", "gcc", "clang"), "-O2")
 
 
-def test_every_instruction_set_here(program):
-    assert all(": ok" in line for line in _run(program))
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    compiler, folder = _tool("gcc"), tmp_path_factory.mktemp("sanitized")
+    # Unoptimised, because instrumented tiles take minutes to optimise.
+    flags = ["-O0", "-fsanitize=address", "-fno-sanitize-recover=all"]
+    probe = folder / "probe.c"
+    probe.write_text("int main(void) { return 0; }")
+    built = subprocess.run(
+        [compiler, *flags, str(probe), "-o", str(folder / "probe")], capture_output=True
+    )
+    if built.returncode != 0:
+        pytest.skip("the sanitizers' runtime is not installed")
+    return _build(folder, compiler, *flags)
 
 
-def test_neon_under_an_emulator(tmp_path):
-    compiler, emulator = _tool("aarch64-linux-gnu-gcc"), _tool("qemu-aarch64")
-    program = _build(tmp_path, compiler, "-O2", "-static")
-    lines = _run(emulator, program, "quick")
-    assert [line.split(":")[0] for line in lines] == ["scalar", "neon"]
-    assert all(": ok" in line for line in lines)
+@pytest.fixture(scope="module")
+def aarch64(tmp_path_factory):
+    return _build(
+        tmp_path_factory.mktemp("aarch64"), _tool("aarch64-linux-gnu-gcc"), "-O2", "-static"
+    )
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+class TestPrograms:
+    def test_every_instruction_set_here(self, here, name):
+        offered = _run(here["test_tiles"], "list")
+        assert _names(_run(here[name])) == offered
+
+    @pytest.mark.slow
+    def test_with_sanitizers(self, sanitized, name):
+        assert "scalar" in _names(_run(sanitized[name], "quick"))
+
+    def test_neon_under_an_emulator(self, aarch64, name):
+        lines = _run(_tool("qemu-aarch64"), aarch64[name], "quick")
+        assert _names(lines) == ["scalar", "neon"]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86 program")
@@ -64,6 +109,7 @@ def test_neon_under_an_emulator(tmp_path):
         ("Haswell", ["scalar", "avx2"]),
     ],
 )
-def test_detection_on_older_processors(program, model, expected):
+def test_detection_on_older_processors(here, model, expected):
     """What the emulated CPU lacks is not offered, and the offer is made without it."""
+    program = here["test_tiles"]
     assert _run(_tool("qemu-x86_64"), "-cpu", model, program, "list") == expected

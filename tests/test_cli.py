@@ -142,7 +142,46 @@ class TestBadInput:
                 ["--parameters=/nowhere/p.npz"],
                 "--parameters /nowhere/p.npz: No such file or directory",
             ),
+            ("moe", ["--top-k=2"], "--kind moe needs --num-experts"),
+            ("moe", ["--num-experts=2"], "--kind moe needs --top-k"),
+            ("flash", ["--top-k=2"], "--top-k does not apply to --kind flash"),
+            (
+                "moe",
+                ["--num-experts=2", "--top-k=3"],
+                "top_k must be at most num_experts, got top_k=3 and num_experts=2",
+            ),
+            (
+                "moe",
+                ["--num-experts=2", "--top-k=1", "--expert-types=standard,flash"],
+                "expert_types must hold 'standard', 'hyperbolic' or 'linear', got 'flash'",
+            ),
+            (
+                "moe",
+                ["--num-experts=2", "--top-k=1", "--parameters=/nowhere/p.npz"],
+                "--parameters /nowhere/p.npz: No such file or directory",
+            ),
             ("flash", ["--edge-features=e.npy"], "--edge-features does not apply"),
+            ("graph-rope", [], "--kind graph-rope needs --max-position"),
+            ("graph-rope", ["--max-position=9"], "keys must be at most 9 (max_position)"),
+            (
+                "graph-rope",
+                ["--max-position=99", "--heads=8"],
+                "dim must divide into num_heads",
+            ),
+            ("flash", ["--layout=half"], "--layout does not apply to --kind flash"),
+            ("linear", [], "--kind linear needs --num-features"),
+            ("linear", ["--num-features=0"], "num_features must be an integer of at least 1"),
+            (
+                "linear",
+                ["--num-features=4", "--seed=-1"],
+                "seed must be an integer of at least",
+            ),
+            ("linear", ["--num-features=4", "--heads=2"], "--heads does not apply to --kind"),
+            (
+                "linear",
+                ["--num-features=4", "--parameters=/nowhere/p.npz"],
+                "--parameters /nowhere/p.npz: No such file or directory",
+            ),
             ("hyperbolic", ["--curvature=0"], "curvature must not be 0, got 0.0"),
             (
                 "dual-space",
@@ -163,6 +202,19 @@ class TestBadInput:
     )
     def test_options(self, files, capsys, kind, options, message):
         assert refuse(files, capsys, kind, *arrays(), *options).startswith(message)
+
+    def test_positions(self, files, capsys):
+        for name, array, message in (
+            ("key", np.zeros(N), "--key-positions must hold integers, got float64"),
+            ("key", np.arange(4), f"key_positions must have shape ({N},), got (4,)"),
+            ("query", np.arange(4), f"--query-positions must have shape () or ({M},)"),
+            ("query", np.full(M, 99), "query_position must be between 0 and 49"),
+        ):
+            path = str(files.folder / "mask.npy")
+            np.save(path, array)
+            options = ["--max-position=50", f"--{name}-positions", path]
+            line = refuse(files, capsys, "graph-rope", *arrays(), *options)
+            assert line.startswith(message)
 
     def test_negative_window(self, files, capsys):
         options = ["--local-window=-4", "--global-tokens=1"]

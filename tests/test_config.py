@@ -41,10 +41,13 @@ class TestInfo:
             "dot-product",
             "multi-head",
             "flash",
+            "linear",
             "local-global",
             "hyperbolic",
             "dual-space",
             "edge-featured",
+            "moe",
+            "graph-rope",
         }
 
     def test_follows_the_selected_backend(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import reference_rotary
 from hypothesis import given
 from hypothesis import strategies as st
+from isolated import output
 from softmax_cases import (
     LAYOUTS,
     SIZES,
@@ -55,7 +57,7 @@ def check(case, threads=1):
     case.check(threads)
     dtype = compute_dtype(case.dtype)
     shape = case.query.shape[:3]
-    _, _lse, expected = case.reference()
+    _, _, expected = case.reference()
     weights = np.full((*shape, case.key.shape[2]), np.nan, dtype)
     with quiet():
         _kernels.softmax.weights(case.query, case.key, weights, case.spec, threads)
@@ -79,15 +81,28 @@ class TestAttend:
     @pytest.mark.parametrize("num_queries", [1, 2, 7, 33, 97, 300])
     def test_lengths(self, neighbours, num_queries):
         for num_keys in (1, 17, 64, 97, 200):
-            check(rotary_problem(num_queries=num_queries, num_keys=num_keys, heads=1,
-                                 neighbours=neighbours))  # fmt: skip
+            check(
+                rotary_problem(
+                    num_queries=num_queries, num_keys=num_keys, heads=1, neighbours=neighbours
+                )
+            )
 
     @pytest.mark.parametrize("num_queries", [1, 18])
     @pytest.mark.parametrize("dtype", STORAGE)
     def test_widths(self, neighbours, dtype, num_queries):
         for dim in (2, 4, 6, 10, 14, 16, 30, 32, 34, 48, 64, 96, 130):
-            check(rotary_problem(dim, num_queries=num_queries, num_keys=19, dim=dim, dim_v=5,
-                                 heads=1, dtype=dtype, neighbours=neighbours))  # fmt: skip
+            check(
+                rotary_problem(
+                    dim,
+                    num_queries=num_queries,
+                    num_keys=19,
+                    dim=dim,
+                    dim_v=5,
+                    heads=1,
+                    dtype=dtype,
+                    neighbours=neighbours,
+                )
+            )
 
     @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize(
@@ -95,15 +110,31 @@ class TestAttend:
     )
     def test_batch_and_grouped_heads(self, neighbours, dtype, batch, heads, key_heads):
         for num_queries in (1, 7):
-            check(rotary_problem(batch=batch, heads=heads, key_heads=key_heads, dtype=dtype,
-                                 num_queries=num_queries, neighbours=neighbours))  # fmt: skip
+            check(
+                rotary_problem(
+                    batch=batch,
+                    heads=heads,
+                    key_heads=key_heads,
+                    dtype=dtype,
+                    num_queries=num_queries,
+                    neighbours=neighbours,
+                )
+            )
 
     @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("num_queries", [1, 17])
     def test_layouts(self, neighbours, layout, dtype, num_queries):
-        case = rotary_problem(batch=2, heads=4, key_heads=2, num_queries=num_queries,
-                              num_keys=70, dim=16, dtype=dtype, neighbours=neighbours)  # fmt: skip  # noqa: E501
+        case = rotary_problem(
+            batch=2,
+            heads=4,
+            key_heads=2,
+            num_queries=num_queries,
+            num_keys=70,
+            dim=16,
+            dtype=dtype,
+            neighbours=neighbours,
+        )
         for name in ("query", "key", "value"):
             array = relaid(getattr(case, name), layout)
             array.flags.writeable = False
@@ -133,8 +164,17 @@ class TestAttend:
             {"mask": rng.random(shape) < 0.5},
             {"bias": rng.standard_normal(shape).astype(np.float32)},
         ):
-            check(rotary_problem(batch=2, heads=4, key_heads=2, num_queries=num_queries,
-                                 num_keys=130, neighbours=neighbours, **spec))  # fmt: skip
+            check(
+                rotary_problem(
+                    batch=2,
+                    heads=4,
+                    key_heads=2,
+                    num_queries=num_queries,
+                    num_keys=130,
+                    neighbours=neighbours,
+                    **spec,
+                )
+            )
 
     def test_amplitude(self, neighbours):
         for num_queries in (1, 20):
@@ -145,16 +185,23 @@ class TestAttend:
     def test_what_is_hidden_does_not_leak(self, neighbours, num_queries, poison):
         mask = np.ones((1, 2, num_queries, 70), bool)
         mask[..., [3, 66]] = False
-        case = rotary_problem(num_queries=num_queries, num_keys=70, mask=mask,
-                              neighbours=neighbours)  # fmt: skip
+        case = rotary_problem(
+            num_queries=num_queries, num_keys=70, mask=mask, neighbours=neighbours
+        )
         case.key[..., 3, :] = case.value[..., 66, :] = poison
         case.check()
 
     def test_ragged(self, neighbours):
         ends_q, ends_k = np.array([0, 3, 3, 40]), np.array([0, 50, 60, 97])
         for spec in ({}, {"causal": True, "bottom_right": True}):
-            rotary_problem(num_queries=40, num_keys=97, neighbours=neighbours,
-                           cu_seqlens_q=ends_q, cu_seqlens_k=ends_k, **spec).check()  # fmt: skip  # noqa: E501
+            rotary_problem(
+                num_queries=40,
+                num_keys=97,
+                neighbours=neighbours,
+                cu_seqlens_q=ends_q,
+                cu_seqlens_k=ends_k,
+                **spec,
+            ).check()
 
     @pytest.mark.parametrize(
         "shape", [{"batch": 0}, {"num_queries": 0}, {"num_keys": 0}], ids=str
@@ -166,16 +213,22 @@ class TestAttend:
 
     def test_many_keys(self, neighbours):
         for num_queries, heads in ((1, 8), (5, 2), (200, 1)):
-            case = rotary_problem(num_queries=num_queries, heads=heads, num_keys=5000, dim=64,
-                                  neighbours=neighbours)  # fmt: skip
+            case = rotary_problem(
+                num_queries=num_queries,
+                heads=heads,
+                num_keys=5000,
+                dim=64,
+                neighbours=neighbours,
+            )
             for name in ("query", "key", "value"):
                 setattr(case, name, relaid(getattr(case, name), "(B, L, H, D)"))
             case.check()
 
     def test_threads_do_not_change_a_bit(self, neighbours, backend):
         for num_queries in (1, 300):
-            case = rotary_problem(num_queries=num_queries, num_keys=9000, heads=2, dim=32,
-                                  neighbours=neighbours)  # fmt: skip
+            case = rotary_problem(
+                num_queries=num_queries, num_keys=9000, heads=2, dim=32, neighbours=neighbours
+            )
             one, three = case.attend(1), case.attend(3)
             for a, b in zip(one, three, strict=True):
                 if backend[0] == "native":
@@ -244,3 +297,33 @@ class TestRotate:
             x[:, None].swapaxes(1, 2), positions[:, None], table, neighbours
         )
         np.testing.assert_allclose(results[0], wanted[:, :, 0], rtol=1e-5, atol=1e-5)
+
+
+# In a process of its own, as in test_softmax_kernel_long_calls.py. The keys take 51 MB.
+MEASURE = """
+import re, sys
+import numpy as np
+from ruvector import _kernels
+from ruvector._kernels.spec import AttentionSpec, RotarySpec
+
+def peak():
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1]) * 1024
+
+m, n, heads = int(sys.argv[1]), 200_000, 2
+q, k, v = (np.ones((1, rows, heads, 32), np.float32).swapaxes(1, 2) for rows in (m, n, n))
+out = np.ones_like(q)
+places = np.zeros((1, m), np.int64), np.zeros((1, n), np.int64)
+rotary = RotarySpec(np.ones((4, 32), np.float32), False, *places)
+before = peak()
+_kernels.softmax.attend(q, k, v, out, None, AttentionSpec(scale=1.0, rotary=rotary), 2)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("num_queries", [1, 64])
+def test_keys_are_never_turned_as_a_whole(backend, num_queries):
+    name, isa = backend
+    variables = {"RUVECTOR_BACKEND": name} | ({} if isa is None else {"RUVECTOR_ISA": isa})
+    assert int(output(MEASURE, str(num_queries), **variables)) < 24e6

@@ -29,10 +29,9 @@ def _flops(nodes: int, edges: int, dim: int, edge_dim: int) -> float:
 
 
 def _graph(
-    ctx: Context, receivers: np.ndarray, nodes: int, dim: int, edge_dim: int
+    rng: np.random.Generator, receivers: np.ndarray, nodes: int, dim: int, edge_dim: int
 ) -> tuple[ruvector.EdgeFeaturedAttention, np.ndarray, list[np.ndarray]]:
     """Build a layer, its edges as pairs, and what it is called with."""
-    rng = ctx.rng
     edges = len(receivers)
     index = np.stack([rng.integers(0, nodes, edges), receivers])
     layer = ruvector.EdgeFeaturedAttention(
@@ -66,9 +65,10 @@ def _geometric(
 
 def _whole_graph(by_receiver: bool, ctx: Context) -> Case:
     """The other side takes edges in any order, and is faster where receivers are together."""
-    receivers = ctx.rng.integers(0, _NODES, _EDGES)
-    layer, index, call = _graph(ctx, receivers, _NODES, _DIM, _EDGE_DIM)
-    order = np.arange(_EDGES) if by_receiver else ctx.rng.permutation(_EDGES)
+    rng = ctx.rng
+    receivers = rng.integers(0, _NODES, _EDGES)
+    layer, index, call = _graph(rng, receivers, _NODES, _DIM, _EDGE_DIM)
+    order = np.arange(_EDGES) if by_receiver else rng.permutation(_EDGES)
     theirs = [call[0], index[:, order], call[3][order]]
     return Case(
         Local(functools.partial(layer.compute_graph, *call)),
@@ -109,7 +109,7 @@ def _hub(ctx: Context) -> Case:
     nodes = 50_000
     rng = ctx.rng
     receivers = np.concatenate([np.zeros(_HUB, np.int64), rng.integers(0, nodes, _HUB)])
-    layer, _, call = _graph(ctx, receivers, nodes, 64, 4)
+    layer, _, call = _graph(rng, receivers, nodes, 64, 4)
     compute = functools.partial(layer.compute_graph, *call)
     return Case(Local(compute), {f"{OURS}, 1 thread": lambda: _one_thread(compute)})
 
@@ -176,12 +176,13 @@ def rows() -> list[Row]:
 def _time_by_edges(ctx: Context, edges: int) -> dict[str, float]:
     """Time of an edge at ten edges a node, uniform and with half of them at one hub."""
     nodes = edges // 10
-    uniform = ctx.rng.integers(0, nodes, edges)
+    rng = ctx.rng
+    uniform = rng.integers(0, nodes, edges)
     hub = uniform.copy()
     hub[: edges // 2] = 0
     sides: dict[str, Side] = {}
     for name, receivers in (("uniform", uniform), ("a hub of half the edges", hub)):
-        layer, _, call = _graph(ctx, receivers, nodes, 64, 4)
+        layer, _, call = _graph(rng, receivers, nodes, 64, 4)
         sides[name] = Local(functools.partial(layer.compute_graph, *call))
     timings = sample(ctx, sides)
     return {name: timing.median / edges * 1e9 for name, timing in timings.items()}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .fallback import graph as graph
     from .fallback import hyperbolic as hyperbolic
+    from .fallback import linear as linear
     from .fallback import rotary as rotary
     from .fallback import softmax as softmax
     from .fallback import softmax_backward as softmax_backward
@@ -37,6 +38,7 @@ __all__ = [
     "hyperbolic",
     "import_error",
     "isa",
+    "linear",
     "openmp",
     "rotary",
     "select",
@@ -45,8 +47,8 @@ __all__ = [
     "utils",
 ]
 
-FAMILIES = ("softmax", "softmax_backward", "hyperbolic", "graph", "rotary", "utils")
-COMPILED = ("softmax", "softmax_backward", "graph", "rotary")
+FAMILIES = ("softmax", "softmax_backward", "linear", "hyperbolic", "graph", "rotary", "utils")
+COMPILED = ("softmax", "softmax_backward", "linear", "graph", "rotary", "utils")
 """The families that have a compiled twin; the others run in NumPy under either backend."""
 
 backend: str

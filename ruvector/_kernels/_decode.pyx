@@ -16,14 +16,10 @@ from ruvector._kernels._problem cimport (
     Bounds, Call, Segment, any_visible, query_bounds, query_position, real_at, segment_bounds,
     start_empty, start_state,
 )
-from ruvector._kernels._rotary cimport turn_keys, turn_query
+from ruvector._kernels._rotary cimport score_turned, turn_query
 
 # A chunk reads about this much of K: enough to hide the start of a thread and of a stream.
 cdef Py_ssize_t CHUNK_BYTES = 512 * 1024
-
-
-cdef enum:
-    TURNED = 16  # keys that are turned at a time, a multiple of every number of lanes
 
 
 cdef inline Py_ssize_t padded(const Call *call, Py_ssize_t n) noexcept nogil:
@@ -60,7 +56,7 @@ cdef Py_ssize_t scratch_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
     cdef const rv_decode_tiles *t = call.decode
     cdef Py_ssize_t size = rows * (padded(call, call.dim) + 2 * t.key_tile) * t.real
     if call.rotary != NULL:
-        size += TURNED * rows * call.dim * t.real
+        size += padded(call, call.dim) * t.real
     return size if call.ball == NULL else size + _ball.row_scratch_bytes(call, rows)
 
 
@@ -74,26 +70,6 @@ cdef inline void load_query(const Call *call, const Segment *segment, Py_ssize_t
     else:
         turn_query(call, segment, head, i, turned)
         call.rotary.decode.load_query(turned, call.dim, scale, q)
-
-
-cdef inline void multiply(const Call *call, const Segment *segment, int first_head, int heads,
-                          int64_t first_key, int nk, const char *q, char *turned,
-                          char *s) noexcept nogil:
-    """Write the dot products s[rows][key_tile] of all rows with nk keys."""
-    cdef const rv_decode_tiles *t = call.decode
-    cdef Py_ssize_t ldq = padded(call, call.dim), lds = t.key_tile, width = heads * call.dim
-    cdef int per_head = call.group * <int> segment.lq, j = 0, n
-    if call.rotary == NULL:
-        t.scores(q, ldq, segment.k + first_head * call.k_head + first_key * call.k_row,
-                 call.k_row // t.item, call.k_head // t.item, nk, heads, per_head, call.dim, s,
-                 lds)
-        return
-    while j < nk:
-        n = min(<int> TURNED, nk - j)
-        turn_keys(call, segment, first_head, heads, first_key + j, n, turned)
-        call.rotary.decode.scores(q, ldq, turned, width, call.dim, n, heads, per_head, call.dim,
-                                  s + j * t.real, lds)
-        j += n
 
 
 cdef inline void score_rows(const Call *call, const Segment *segment, int first_head,
@@ -170,7 +146,12 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
             first_key += nk
             continue
         v = segment.v + first_head * call.v_head + first_key * call.v_row
-        multiply(call, segment, first_head, heads, first_key, nk, q, turned, s)
+        if call.rotary != NULL:
+            score_turned(call, segment, first_head, heads, first_key, nk, q, ldq, s, lds)
+        else:
+            t.scores(q, ldq, segment.k + first_head * call.k_head + first_key * call.k_row,
+                     call.k_row // item, call.k_head // item, nk, heads, per_head, call.dim, s,
+                     lds)
         if call.ball != NULL:
             _ball.add_row_scores(call, segment, first_head, rows, first_key, nk, s, lds, &ball)
         score_rows(call, segment, first_head, rows, first_key, nk, s, &masked)

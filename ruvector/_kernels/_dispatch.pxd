@@ -111,6 +111,7 @@ cdef extern from "simd/tiles.h" nogil:
         const void *left
         const void *right
         const void *features
+        const void *ahead
 
     ctypedef struct rv_graph:
         int heads, vectors
@@ -133,9 +134,55 @@ cdef extern from "simd/tiles.h" nogil:
                        const void *message, const void *bias, int average, int accumulate,
                        void *out, void *lse) noexcept nogil
 
-    ctypedef void (*rv_rotate)(const void *x, ptrdiff_t ld, ptrdiff_t head_stride, int rows,
-                               int heads, ptrdiff_t dim, const int64_t *positions,
-                               const void *table, int neighbours, void *out) noexcept nogil
+    ctypedef struct rv_rotary_tiles:
+        void (*rotate)(const void *x, ptrdiff_t ld, ptrdiff_t head_stride, int rows, int heads,
+                       ptrdiff_t dim, const int64_t *positions, const void *table,
+                       int neighbours, void *out) noexcept nogil
+        void (*scores)(const void *q, ptrdiff_t ldq, const void *k, ptrdiff_t ldk,
+                       ptrdiff_t head_stride, int nk, int heads, int group, ptrdiff_t dim,
+                       const int64_t *positions, const void *table, int neighbours, void *s,
+                       ptrdiff_t lds) noexcept nogil
+
+    ctypedef struct rv_linear_tiles:
+        void (*subtract)(void *s, int nk, int cols, const void *h) noexcept nogil
+        void (*activate)(void *s, int nk, int cols, int elu, double epsilon,
+                         const void *factor, void *sum) noexcept nogil
+        void (*row_maxima)(const void *s, int nk, int cols, void *top) noexcept nogil
+        void (*mix)(void *o, ptrdiff_t rows, int cols, const void *factor, const void *share,
+                    const void *x) noexcept nogil
+        void (*causal)(void *p, int nk, int cols, const void *key_top, const void *top,
+                       const void *share, const void *count, void *sum) noexcept nogil
+        void (*add_scores)(const void *qt, int cols, const void *k, ptrdiff_t ldk, int nk,
+                           ptrdiff_t dim, void *s) noexcept nogil
+        void (*column_sums)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv,
+                            void *sum) noexcept nogil
+        void (*weigh)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv, const void *weight,
+                      void *out) noexcept nogil
+
+    ctypedef struct rv_row_tiles:
+        int panel, real
+        double low, high
+        void (*softmax)(const void *x, ptrdiff_t n, double temperature,
+                        void *out) noexcept nogil
+        double (*squares)(const void *x, ptrdiff_t n, double scale) noexcept nogil
+        void (*products)(const void *a, const void *b, ptrdiff_t n, double scale_a,
+                         double scale_b, double *sums) noexcept nogil
+        double (*distance)(const void *a, const void *b, ptrdiff_t n,
+                           double scale) noexcept nogil
+        void (*divide)(const void *x, ptrdiff_t n, double scale, double divisor,
+                       void *out) noexcept nogil
+        void (*column_sums)(const void *x, int rows, ptrdiff_t n, const double *center,
+                            double *sums) noexcept nogil
+        void (*column_squares)(const void *x, int rows, ptrdiff_t n, const double *center,
+                               double *sums) noexcept nogil
+        void (*standardize)(const void *x, ptrdiff_t n, const double *mean,
+                            const double *factor, void *out) noexcept nogil
+        void (*pack_panel)(const void *x, ptrdiff_t rows, ptrdiff_t dim,
+                           void *dst) noexcept nogil
+        void (*add_distances)(const void *a, const void *b, ptrdiff_t dim, double *s,
+                              ptrdiff_t lds) noexcept nogil
+        int (*store_distances)(const double *s, ptrdiff_t lds, int rows, int cols, void *out,
+                               void *turned, ptrdiff_t ldo) noexcept nogil
 
     ctypedef struct rv_table:
         const char *isa
@@ -145,7 +192,9 @@ cdef extern from "simd/tiles.h" nogil:
         const rv_ball_tiles *ball[4]
         const rv_backward_tiles *backward[4]
         const rv_graph_tiles *graph[2]
-        rv_rotate rotate[4]
+        const rv_row_tiles *rows[2]
+        const rv_linear_tiles *linear[2]
+        const rv_rotary_tiles *rotary[4]
 
 
 cdef const rv_table *tiles() noexcept nogil

@@ -24,7 +24,7 @@ cdef Py_ssize_t ITEM_EDGES = 4096
 # Multiply-adds below which waking a thread costs more than it saves, and multiply-adds
 # between two looks at pending signals.
 cdef double SMALL_WORK = 1e6
-cdef double SLAB_WORK = 1e9
+cdef double SLAB_WORK = 1e10
 
 
 cdef struct Item:
@@ -154,6 +154,7 @@ cdef void score_keys(const Graph *g, const Grid *grid, Py_ssize_t item, Py_ssize
         for e in range(n):
             edge = block.edges + e
             edge.left = g.left + b * grid.left_batch + (j + e) * g.left_row
+            edge.ahead = edge.left  # rows lie one after the other
             edge.right = block.receivers
             edge.features = block.features + e * g.padded_features
             if g.model.edge_dim:

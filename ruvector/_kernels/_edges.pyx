@@ -120,7 +120,7 @@ cdef inline rv_edge *new_edge(const Graph *g, Block *block, Py_ssize_t row,
         flush(g, block)
         open_stretch(g, block, row, False)
     edge = block.edges + block.count
-    edge.left = g.left + sender * g.left_row
+    edge.left = edge.ahead = g.left + sender * g.left_row
     edge.right = block.receivers + (block.stretch - 1) * g.padded_row
     edge.features = block.features + block.count * g.padded_features
     block.stretches[block.stretch - 1].edges += 1
@@ -153,6 +153,7 @@ cdef void add_edges(const Graph *g, Block *block, Py_ssize_t row, int64_t begin,
         if block.count == BLOCK:
             count_edges(g, block)
         edge = new_edge(g, block, row, sender)
+        edge.ahead = g.left + sender_of(g, min(e + BLOCK, <int64_t> g.edges - 1)) * g.left_row
         if g.model.edge_dim:
             take_features(g, edge, g.features + e * g.feature_row)
 

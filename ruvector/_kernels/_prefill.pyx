@@ -149,7 +149,7 @@ cdef void load_keys(const Call *call, const Segment *segment, int kv_head, int64
                     int nk, char *out) noexcept nogil:
     """Write a tile of keys as the tiles read it, where they do not read it in place."""
     if call.rotary != NULL:
-        turn_keys(call, segment, kv_head, 1, first_key, nk, out)
+        turn_keys(call, segment, kv_head, first_key, nk, out)
     else:
         call.tiles.load_keys(segment.k + kv_head * call.k_head + first_key * call.k_row,
                              call.k_row // call.tiles.item, nk, call.dim, out)

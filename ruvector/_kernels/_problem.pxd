@@ -4,7 +4,7 @@ from libc.float cimport DBL_MAX, FLT_MAX
 from libc.stdint cimport int64_t
 
 from ruvector._kernels._dispatch cimport (
-    rv_ball_tiles, rv_decode_tiles, rv_rotate, rv_softmax_tiles,
+    rv_ball_tiles, rv_decode_tiles, rv_rotary_tiles, rv_softmax_tiles,
 )
 
 
@@ -22,7 +22,7 @@ cdef struct Ball:
 cdef struct Rotary:
     # Queries and keys are turned by their positions as they are read, and then reals, which
     # `reals` and `decode` are the tiles over. A row of the table is dim reals.
-    rv_rotate rotate
+    const rv_rotary_tiles *tiles
     const rv_softmax_tiles *reals
     const rv_decode_tiles *decode
     const char *table
@@ -32,8 +32,8 @@ cdef struct Rotary:
 cdef struct Call:
     # What all sequences of one call share. Strides are in bytes and may be zero or negative.
     # softcap is 0 where there is none; left and right are -1 where that side is open.
-    # slopes, sink_logits, positions, ball and rotary may be null. `unit` turns natural scores into
-    # those that are computed: log2(e) for the softmax, 1 where they are to come out as is.
+    # slopes, sink_logits, positions, ball and rotary may be null. `unit` turns natural scores
+    # into those that are computed: log2(e) for the softmax, 1 where they are to come out as is.
     const rv_softmax_tiles *tiles
     const rv_decode_tiles *decode
     const Ball *ball
@@ -53,8 +53,8 @@ cdef struct Call:
 
 cdef struct Segment:
     # One sequence of queries over one sequence of keys, all heads. bias, mask, lse and
-    # weights may be null; positions are for a call with rotary ones. `weights`, for one query only, takes the probabilities as
-    # contiguous (heads, lk) reals.
+    # weights may be null; positions are for a call with rotary ones. `weights`, for one query
+    # only, takes the probabilities as contiguous (heads, lk) reals.
     const char *q
     const char *k
     const char *v

@@ -12,7 +12,7 @@ from libc.stdlib cimport free, malloc
 from cpython.exc cimport PyErr_CheckSignals
 
 from ruvector._kernels._dispatch cimport (
-    RV_BF16, RV_F16, RV_F32, RV_F64, rv_decode_tiles, rv_rotate, tiles,
+    RV_BF16, RV_F16, RV_F32, RV_F64, rv_decode_tiles, rv_rotary_tiles, tiles,
 )
 from ruvector._kernels._openmp cimport team_size, thread_index
 
@@ -25,7 +25,7 @@ cdef Py_ssize_t SLAB_WORK = 1 << 28
 
 cdef struct Rows:
     # Vectors of `heads` heads; strides in bytes.
-    rv_rotate rotate
+    const rv_rotary_tiles *rotary
     const rv_decode_tiles *tiles
     const char *x
     char *out
@@ -58,8 +58,8 @@ cdef inline void turn_row(const Rows *rows, Py_ssize_t i, char *turned) noexcept
     cdef int h
     if t.real == sizeof(double):
         one = &one_double
-    rows.rotate(rows.x + i * rows.x_row, 0, rows.x_head // t.item, 1, rows.heads, rows.dim,
-                rows.positions + i, rows.table, rows.neighbours, turned)
+    rows.rotary.rotate(rows.x + i * rows.x_row, 0, rows.x_head // t.item, 1, rows.heads,
+                       rows.dim, rows.positions + i, rows.table, rows.neighbours, turned)
     for h in range(rows.heads):
         t.finish(one, one, turned + h * rows.dim * t.real, rows.dim,
                  rows.out + i * rows.out_row + h * rows.out_head, NULL)
@@ -97,7 +97,7 @@ def rotate(cnp.ndarray x not None, cnp.ndarray out not None, cnp.ndarray positio
     cdef Rows rows
     if cnp.PyArray_SIZE(x) == 0:
         return
-    rows.rotate, rows.tiles = tiles().rotate[dtype], tiles().decode[dtype]
+    rows.rotary, rows.tiles = tiles().rotary[dtype], tiles().decode[dtype]
     rows.x, rows.out = <const char *> cnp.PyArray_DATA(x), <char *> cnp.PyArray_DATA(out)
     rows.positions = <const int64_t *> cnp.PyArray_DATA(positions)
     rows.table = <const char *> cnp.PyArray_DATA(table)

@@ -98,7 +98,7 @@ cdef int describe_rotary(Call *call, Rotary *rotary, cnp.ndarray query, spec) ex
     cdef object option = spec.rotary
     if option is None:
         return 0
-    rotary.rotate = table.rotate[dtype]
+    rotary.tiles = table.rotary[dtype]
     rotary.reals, rotary.decode = table.softmax[reals], table.decode[reals]
     rotary.table = data(option.table)
     rotary.neighbours = option.neighbours

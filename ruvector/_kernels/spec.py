@@ -23,12 +23,19 @@ and in L of every row, without a value: a row that sees no key has ``o = 0`` and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AttentionSpec", "BallSpec", "EdgeSpec", "RotarySpec"]
+__all__ = [
+    "AttentionSpec",
+    "BallSpec",
+    "EdgeSpec",
+    "FeatureSpec",
+    "LinearState",
+    "RotarySpec",
+]
 
 _Array = NDArray[Any]
 
@@ -134,3 +141,53 @@ class EdgeSpec:
     loops: bool = False
     average: bool = False
     accumulate: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureSpec:
+    """The features phi of linear attention, where key j weighs ``gain * phi(q).phi(k_j)``.
+
+    With ``y = projection @ (scale * x)`` and `kernel`::
+
+        "softmax"   phi(x) = exp(y - |scale x|^2 / 2)
+        "relu"      phi(x) = max(y, 0) + epsilon
+        "elu"       phi(x) = elu(y) + 1
+
+    The exponentials are stabilised: those of a query are divided by their maximum over the
+    features, those of the keys that a query sees by their maximum over features and keys, and
+    `epsilon` is added to each. L is the logarithm of the sum of the weights before that
+    division.
+
+    ``projection`` is contiguous ``(M, D)`` of the compute dtype.
+    """
+
+    kernel: str
+    projection: _Array
+    scale: float
+    epsilon: float
+    gain: float
+
+
+class LinearState(NamedTuple):
+    """What linear attention keeps of the keys and values of each sequence and head.
+
+    Attributes
+    ----------
+    numerator : ndarray of float64, shape (B, H, M, Dv)
+        ``sum_j phi_j v_j``; exponentials are relative to `stabiliser`, without epsilon.
+    denominator : ndarray of float64, shape (B, H, M)
+        ``sum_j phi_j``.
+    stabiliser : ndarray of float64, shape (B, H)
+        Largest exponent of a feature: -inf where there is no key, 0 for other kernels than
+        ``"softmax"``.
+    value_sum : ndarray of float64, shape (B, H, Dv)
+        ``sum_j v_j``.
+    num_keys : ndarray of int64, shape (B, H)
+        Number of keys.
+    """
+
+    numerator: _Array
+    denominator: _Array
+    stabiliser: _Array
+    value_sum: _Array
+    num_keys: _Array

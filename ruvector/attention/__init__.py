@@ -5,7 +5,10 @@ from .dense import DotProductAttention, FlashAttention, MultiHeadAttention
 from .dual_space import DualSpaceAttention, DualSpaceConfig
 from .edge_featured import EdgeFeaturedAttention, EdgeFeaturedConfig
 from .hyperbolic import HyperbolicAttention
+from .linear import LinearAttention, LinearState
 from .local_global import LocalGlobalAttention
+from .moe import MoEAttention, MoEConfig, RoutingStats
+from .rotary import GraphRoPEAttention, RoPEConfig
 
 __all__ = [
     "Attention",
@@ -16,7 +19,14 @@ __all__ = [
     "EdgeFeaturedConfig",
     "FlashAttention",
     "Gradients",
+    "GraphRoPEAttention",
     "HyperbolicAttention",
+    "LinearAttention",
+    "LinearState",
     "LocalGlobalAttention",
+    "MoEAttention",
+    "MoEConfig",
     "MultiHeadAttention",
+    "RoPEConfig",
+    "RoutingStats",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from .._arrays import (
     BFLOAT16,
+    FLOAT32,
     Array,
     Output,
     cast,
@@ -25,7 +27,7 @@ from .._backward import new_target
 from .._options import read_mask
 from ..errors import DimensionMismatchError, EmptyInputError, InvalidMaskError
 
-__all__ = ["Gradients", "Inputs", "by_head"]
+__all__ = ["Gradients", "Inputs", "by_head", "is_plain"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,6 +198,21 @@ class Inputs:
         array = array[(np.newaxis,) * (3 - array.ndim)]
         return cast(array, compute_dtype(self.query.dtype)).swapaxes(1, 2)
 
+    def with_arrays(self, query: Array, keys: Array, values: Array) -> Inputs:
+        """Return the same call over other arrays; one that repeats serves the whole batch."""
+        other = copy(self)
+        other.query, other.keys, other.values = query, keys, values
+        other._origins = tuple(
+            _Origin((1, *x.shape[1:]) if x.strides[0] == 0 else x.shape, x.dtype)
+            for x in (query, keys, values)
+        )
+        return other
+
+    @property
+    def shared_keys(self) -> bool:
+        """Whether one memory of keys serves a batch."""
+        return self._origins[1].shape[:-2] in ((), (1,))
+
     def new_gradients(self) -> tuple[Array, Array, Array]:
         """Return arrays for the gradients of query, keys and values.
 
@@ -251,6 +268,24 @@ class Inputs:
         if len(self.leading) == 2:
             return weights
         return weights[0] if self.leading else weights[0, ..., 0, :]
+
+
+def is_plain(query: Any, keys: Any, values: Any, dim: int) -> bool:
+    """Tell whether it is one float32 query over arrays that a kernel can read as they are."""
+    return (
+        type(query) is type(keys) is type(values) is np.ndarray
+        and query.dtype == keys.dtype == values.dtype == FLOAT32
+        and query.ndim == 1
+        and keys.ndim == values.ndim == 2
+        and len(query) == dim == keys.shape[1]
+        and len(values) == len(keys) > 0
+        and query.flags.c_contiguous
+        and query.flags.aligned
+        and keys.flags.c_contiguous
+        and keys.flags.aligned
+        and values.flags.c_contiguous
+        and values.flags.aligned
+    )
 
 
 def _three_axes(x: Array, name: str, batch: int | None, dim: int | None) -> Array:

@@ -143,7 +143,7 @@ class Attention(ABC):
         out: Array | None,
         **options: Any,
     ) -> Any:
-        checked = None if mask is None else inputs.checked_mask(mask)
+        checked = None if mask is None else self._checked_mask(inputs, mask)
         destination, work = inputs.output(out, self._work_dtype(inputs), (checked,))
         lse, weights = self._evaluate(
             inputs, checked, work, return_lse, return_weights, **options
@@ -204,7 +204,7 @@ class Attention(ABC):
         out: Array | None,
         **options: Any,
     ) -> tuple[Any, Gradients]:
-        checked = None if mask is None else inputs.checked_mask(mask)
+        checked = None if mask is None else self._checked_mask(inputs, mask)
         work_dtype = self._work_dtype(inputs)
         gradient = inputs.checked_gradient(grad_output, work_dtype)
         lse_gradient = None
@@ -217,6 +217,10 @@ class Attention(ABC):
         )
         result = inputs.result(destination, lse if return_lse else None, weights)
         return result, inputs.shaped_gradients(gradients)
+
+    def _checked_mask(self, inputs: Inputs, mask: ArrayLike) -> Array:
+        """Return the caller's mask as a view of shape ``(B, 1, m, n)``."""
+        return inputs.checked_mask(mask)
 
     def _work_dtype(self, inputs: Inputs) -> np.dtype[Any]:
         """Return the dtype in which :meth:`_evaluate` writes the output."""

@@ -336,6 +336,71 @@ static void check_attention(void)
                 }
 }
 
+/* ---- rotary positions ------------------------------------------------------------- */
+
+#define HEADS 2
+#define GROUP 3
+#define PLACES 5
+
+/* Entry d of a row of k, turned by a row of the table. */
+static double turned(const void *k, size_t row, int dtype, const void *table, int place, int dim,
+                     int neighbours, int real, int d)
+{
+    const int half = dim / 2, second = neighbours ? d & 1 : d >= half;
+    const int x = neighbours ? d & ~1 : d % half, y = neighbours ? d | 1 : x + half;
+    const double a = read_item(k, row * dim + x, dtype), b = read_item(k, row * dim + y, dtype);
+    const double c = real_at(table, (size_t)place * dim + x, real);
+    const double s = real_at(table, (size_t)place * dim + y, real);
+    return second ? a * s + b * c : a * c - b * s;
+}
+
+static void check_turned(int dtype, int keys, int dim, int neighbours)
+{
+    const rv_rotary_tiles *t = rv_tiles()->rotary[dtype];
+    const rv_decode_tiles *decode = rv_tiles()->decode[dtype];
+    const int real = decode->real, item = decode->item, lanes = decode->lanes;
+    const int ldq = (dim + lanes - 1) / lanes * lanes, lds = (keys + lanes - 1) / lanes * lanes;
+    const double bound = real == 8 ? 1e-13 : 2e-5;
+    void *k = random_items((size_t)keys * HEADS * dim, dtype, item);
+    void *table = random_items((size_t)PLACES * dim, real == 8 ? RV_F64 : RV_F32, real);
+    void *q = room((size_t)HEADS * GROUP * ldq * real);
+    void *rows = room((size_t)keys * HEADS * dim * real);
+    void *s = room((size_t)HEADS * GROUP * lds * real);
+    int64_t *places = room((size_t)keys * sizeof(int64_t));
+    for (int j = 0; j < keys; j++) places[j] = (j * 3 + 1) % PLACES;
+    for (int r = 0; r < HEADS * GROUP; r++)
+        for (int d = 0; d < dim; d++) set_real(q, (size_t)r * ldq + d, real, uniform());
+    t->rotate(k, HEADS * dim, dim, keys, HEADS, dim, places, table, neighbours, rows);
+    t->scores(q, ldq, k, HEADS * dim, dim, keys, HEADS, GROUP, dim, places, table, neighbours, s,
+              lds);
+    for (int j = 0; j < keys; j++)
+        for (int r = 0; r < HEADS * GROUP; r++) {
+            const size_t row = (size_t)j * HEADS + r / GROUP;
+            double sum = 0;
+            for (int d = 0; d < dim; d++) {
+                const double x = turned(k, row, dtype, table, (int)places[j], dim, neighbours,
+                                        real, d);
+                const double error = real_at(rows, row * dim + d, real) - x;
+                if (!(fabs(error) <= bound)) fail("turning", dtype, j, d, dim, error);
+                sum += x * real_at(q, (size_t)r * ldq + d, real);
+            }
+            const double error = real_at(s, (size_t)r * lds + j, real) - sum;
+            if (!(fabs(error) <= bound * 4)) fail("turned scores", dtype, r, j, dim, error);
+        }
+    free(k), free(table), free(q), free(rows), free(s), free(places);
+}
+
+static void check_rotary(void)
+{
+    static const int dims[] = {2, 4, 6, 10, 16, 30, 34, 64, 130};
+    for (int dtype = 0; dtype < RV_NUM_DTYPES; dtype++)
+        for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+            for (int keys = 1; keys < 40; keys += 6) {
+                check_turned(dtype, keys, dims[i], 0);
+                check_turned(dtype, keys, dims[i], 1);
+            }
+}
+
 /* ---- conversions and functions ---------------------------------------------------- */
 
 static void check_storage(void)
@@ -407,6 +472,7 @@ int main(int argc, char **argv)
         seed = 1;
         check_storage();
         check_attention();
+        check_rotary();
         printf("%s: ok, exp2 within %.2f half-ulps\n", isa, check_exp2());
     }
     return 0;

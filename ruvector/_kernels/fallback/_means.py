@@ -108,7 +108,7 @@ def _in_unit_ball(
 
     The latter, NaN among them, are replaced by the origin.
     """
-    x = points * np.float64(np.sqrt(curvature))
+    x = np.multiply(points, np.sqrt(curvature), dtype=np.float64)
     square = np.einsum("nd,nd->n", x, x)
     unusable = ~(square < 1)
     x[unusable], square[unusable] = 0, 0

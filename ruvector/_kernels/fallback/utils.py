@@ -130,7 +130,8 @@ def pairwise_distances(x: _Array, out: _Array, threads: int) -> None:
     """Write the Euclidean distance of every pair of rows to ``out`` ``(rows, rows)``.
 
     ``out`` is exactly symmetric, its diagonal exactly zero (NaN for a row that holds NaN
-    or inf). Every distance is as accurate as the sum of squared float64 differences.
+    or inf). A float64 distance is as accurate as the sum of squared float64 differences, a
+    float32 one to three units in the last place (here to rounding), close rows included.
     Scratch beyond ``out``: a float64 copy of ``x`` and tiles of constant size. At most
     ``threads`` threads are used.
     """

@@ -20,7 +20,6 @@
 #define EDGE_VECS (LANES / EDGES)
 #define SUM_VECS 8      /* vectors of o in registers */
 #define LOWEST ((REAL)(sizeof(REAL) == 4 ? -FLT_MAX : -DBL_MAX))
-#define AHEAD (2 * EDGES) /* edges between those transformed and the one prefetched */
 
 /* dst = padded, row = unpadded (H, C); dst = scale * row + shift, shift padded or null */
 static void T(graph_pad)(const rv_graph *g, const void *row_, double scale, const void *shift_,
@@ -136,9 +135,8 @@ static RV_INLINE void T(score_edges)(const rv_graph *g, const rv_edge *edges, in
         ptrdiff_t v = 0;
         for (int i = 0; i < EDGES; i++) {
             edge[i] = edges + e + (i < rows ? i : 0);
-            if (e + AHEAD + i < n)
-                for (ptrdiff_t b = 0; b < bytes; b += 64)
-                    RV_PREFETCH((const char *)edges[e + AHEAD + i].left + b);
+            for (ptrdiff_t b = 0; b < bytes; b += 64)
+                RV_PREFETCH((const char *)edge[i]->ahead + b);
             /* Features lie one after the other: those of the next block of as many edges. */
             for (ptrdiff_t b = 0; b < feature_bytes; b += 64)
                 RV_PREFETCH((const char *)edge[i]->features + n * feature_bytes + b);
@@ -278,7 +276,6 @@ static void T(graph_finish)(const rv_graph *g, const void *m_, const void *l_, c
 #undef EDGE_VECS
 #undef SUM_VECS
 #undef LOWEST
-#undef AHEAD
 #undef WHOLE
 #undef SINGLE
 #undef RAGGED

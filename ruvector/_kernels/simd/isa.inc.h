@@ -12,6 +12,8 @@
 #define RV_NAME_(isa, type, name) RV_NAME__(isa, type, name)
 #define RV_NAME(type, name) RV_NAME_(RV_ISA, type, name)
 
+#include "distances.inc.h"
+
 /* ---- float arithmetic: float32, float16 and bfloat16 storage ---------------------- */
 
 #define REAL float
@@ -23,6 +25,7 @@
 #define T(name) RV_NAME(f32, name)
 #include "softmax.inc.h"
 #include "graph.inc.h"
+#include "linear.inc.h"
 
 #define S(name) RV_NAME(f32, name)
 #define ITEM float
@@ -31,6 +34,14 @@
 #define STORE vf_store
 #define STORE_N vf_store_n
 #include "storage.inc.h"
+
+#define LOW 1e-30
+#define HIGH 1e30
+#define WIDE_LOAD vd_load_f32
+#define WIDE_LOAD_N vd_load_f32_n
+#define WIDE_STORE vd_store_f32
+#define WIDE_STORE_N vd_store_f32_n
+#include "rows.inc.h"
 
 #define WIDENED
 #define S(name) RV_NAME(f16, name)
@@ -69,6 +80,7 @@
 #define T(name) RV_NAME(f64, name)
 #include "softmax.inc.h"
 #include "graph.inc.h"
+#include "linear.inc.h"
 
 #define S(name) RV_NAME(f64, name)
 #define ITEM double
@@ -77,6 +89,14 @@
 #define STORE vd_store
 #define STORE_N vd_store_n
 #include "storage.inc.h"
+
+#define LOW 1e-280
+#define HIGH 1e280
+#define WIDE_LOAD vd_load
+#define WIDE_LOAD_N vd_load_n
+#define WIDE_STORE vd_store
+#define WIDE_STORE_N vd_store_n
+#include "rows.inc.h"
 
 /* ---- tables ----------------------------------------------------------------------- */
 
@@ -122,6 +142,9 @@
         .row_squares = RV_NAME(real_type, ball_row_squares),                                  \
         .row_scores = RV_NAME(real_type, ball_row_scores),                                    \
         .row_weigh = RV_NAME(real_type, ball_row_weigh),                                      \
+    };                                                                                        \
+    static const rv_rotary_tiles RV_NAME(type, rotary) = {                                    \
+        .rotate = RV_NAME(type, rotate), .scores = RV_NAME(type, rotary_scores),              \
     };
 
 RV_TILES(f32, f32, VF_LANES, 4, 4, 1, NULL)
@@ -138,6 +161,20 @@ RV_TILES(bf16, f32, VF_LANES, 2, 4, 4, RV_NAME(bf16, load_tile))
 
 RV_GRAPH_TILES(f32, VF_LANES, 4)
 RV_GRAPH_TILES(f64, VD_LANES, 8)
+
+#define RV_LINEAR_TILES(type)                                                                 \
+    static const rv_linear_tiles RV_NAME(type, linear) = {                                    \
+        .subtract = RV_NAME(type, linear_subtract),                                           \
+        .activate = RV_NAME(type, linear_activate),                                           \
+        .row_maxima = RV_NAME(type, linear_row_maxima), .mix = RV_NAME(type, linear_mix),     \
+        .causal = RV_NAME(type, linear_causal),                                               \
+        .add_scores = RV_NAME(type, linear_add_scores),                                       \
+        .column_sums = RV_NAME(type, linear_column_sums),                                     \
+        .weigh = RV_NAME(type, linear_weigh),                                                 \
+    };
+
+RV_LINEAR_TILES(f32)
+RV_LINEAR_TILES(f64)
 
 #define RV_STRING_(x) #x
 #define RV_STRING(x) RV_STRING_(x)
@@ -177,10 +214,12 @@ const rv_table RV_TABLE_(RV_ISA) = {
         [RV_BF16] = &RV_NAME(bf16, ball),
     },
     .graph = {[RV_F32] = &RV_NAME(f32, graph), [RV_F64] = &RV_NAME(f64, graph)},
-    .rotate = {
-        [RV_F32] = RV_NAME(f32, rotate),
-        [RV_F64] = RV_NAME(f64, rotate),
-        [RV_F16] = RV_NAME(f16, rotate),
-        [RV_BF16] = RV_NAME(bf16, rotate),
+    .rows = {[RV_F32] = &RV_NAME(f32, rows), [RV_F64] = &RV_NAME(f64, rows)},
+    .linear = {[RV_F32] = &RV_NAME(f32, linear), [RV_F64] = &RV_NAME(f64, linear)},
+    .rotary = {
+        [RV_F32] = &RV_NAME(f32, rotary),
+        [RV_F64] = &RV_NAME(f64, rotary),
+        [RV_F16] = &RV_NAME(f16, rotary),
+        [RV_BF16] = &RV_NAME(bf16, rotary),
     },
 };

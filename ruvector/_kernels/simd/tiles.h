@@ -156,9 +156,10 @@ typedef struct rv_backward_tiles {
     void (*alibi)(const void *ds, int rows, int cols, const void *position, void *sum);
 } rv_backward_tiles;
 
-/* One edge of a graph: the sender's row, the receiver's (padded), its features. */
+/* One edge of a graph: the sender's row, the receiver's (padded), its features, and the row
+ * of a sender that is wanted a block later. */
 typedef struct rv_edge {
-    const void *left, *right, *features;
+    const void *left, *right, *features, *ahead;
 } rv_edge;
 
 /* How edges are scored; a padded row holds `vectors` whole vectors for each head. */
@@ -186,11 +187,76 @@ typedef struct rv_graph_tiles {
                    void *out, void *lse);
 } rv_graph_tiles;
 
-/* out[j][h][dim] = row x[j] of head h as reals, turned by the angles in row positions[j] of
- * the table; `neighbours` is the layout of pairs; simd/rotary.inc.h. */
-typedef void (*rv_rotate)(const void *x, ptrdiff_t ld, ptrdiff_t head_stride, int rows,
-                          int heads, ptrdiff_t dim, const int64_t *positions,
-                          const void *table, int neighbours, void *out);
+/* Rows turned by the angles in row positions[j] of the table; `neighbours` is the layout of
+ * pairs; simd/rotary.inc.h. */
+typedef struct rv_rotary_tiles {
+    /* out[j][h][dim] = row x[j] of head h, turned, as reals */
+    void (*rotate)(const void *x, ptrdiff_t ld, ptrdiff_t head_stride, int rows, int heads,
+                   ptrdiff_t dim, const int64_t *positions, const void *table, int neighbours,
+                   void *out);
+    /* `scores` of rv_decode_tiles over keys that are turned on the way */
+    void (*scores)(const void *q, ptrdiff_t ldq, const void *k, ptrdiff_t ldk,
+                   ptrdiff_t head_stride, int nk, int heads, int group, ptrdiff_t dim,
+                   const int64_t *positions, const void *table, int neighbours, void *s,
+                   ptrdiff_t lds);
+} rv_rotary_tiles;
+
+/* Linear attention over reals, beside the tiles of rv_softmax_tiles; simd/linear.inc.h. */
+typedef struct rv_linear_tiles {
+    void (*subtract)(void *s, int nk, int cols, const void *h);
+    void (*activate)(void *s, int nk, int cols, int elu, double epsilon, const void *factor,
+                     void *sum);
+    void (*row_maxima)(const void *s, int nk, int cols, void *top);
+    void (*mix)(void *o, ptrdiff_t rows, int cols, const void *factor, const void *share,
+                const void *x);
+    void (*causal)(void *p, int nk, int cols, const void *key_top, const void *top,
+                   const void *share, const void *count, void *sum);
+    void (*add_scores)(const void *qt, int cols, const void *k, ptrdiff_t ldk, int nk,
+                       ptrdiff_t dim, void *s);
+    void (*column_sums)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv, void *sum);
+    void (*weigh)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv, const void *weight,
+                  void *out);
+} rv_linear_tiles;
+
+/* Contiguous rows of float or double, for the vector utilities. Sums are in double; a `scale`
+ * multiplies what is squared. `out` may be x itself. */
+typedef struct rv_row_tiles {
+    int panel;        /* rows in one panel */
+    int real;         /* bytes of one element */
+    double low, high; /* what add_distances sums is right between them */
+
+    /* out = exp((x - max) / temperature) over its sum, or zeros where all x are -inf */
+    void (*softmax)(const void *x, ptrdiff_t n, double temperature, void *out);
+    /* x.x */
+    double (*squares)(const void *x, ptrdiff_t n, double scale);
+    /* sums = a.a, b.b, a.b */
+    void (*products)(const void *a, const void *b, ptrdiff_t n, double scale_a, double scale_b,
+                     double *sums);
+    /* (a - b).(a - b) */
+    double (*distance)(const void *a, const void *b, ptrdiff_t n, double scale);
+    /* out = scale * x / divisor */
+    void (*divide)(const void *x, ptrdiff_t n, double scale, double divisor, void *out);
+
+    /* sums[j] += sum over rows of x[r][j] - center[j], or of its square. The doubles here and
+     * in `standardize` have room up to the next multiple of `panel`. */
+    void (*column_sums)(const void *x, int rows, ptrdiff_t n, const double *center,
+                        double *sums);
+    void (*column_squares)(const void *x, int rows, ptrdiff_t n, const double *center,
+                           double *sums);
+    /* out = (x - mean) * factor */
+    void (*standardize)(const void *x, ptrdiff_t n, const double *mean, const double *factor,
+                        void *out);
+
+    /* dst[d][panel] = x[row][d], zeros from `rows` on */
+    void (*pack_panel)(const void *x, ptrdiff_t rows, ptrdiff_t dim, void *dst);
+    /* s[i][j] += sum over d of (a[d][i] - b[d][j])^2 for two panels */
+    void (*add_distances)(const void *a, const void *b, ptrdiff_t dim, double *s,
+                          ptrdiff_t lds);
+    /* out[i][j] = turned[j][i] = sqrt(s[i][j]) for rows x cols of two panels. 0 if no s lies
+     * outside [low, high], NaN aside; not 0 may also mean one behind rows or cols. */
+    int (*store_distances)(const double *s, ptrdiff_t lds, int rows, int cols, void *out,
+                           void *turned, ptrdiff_t ldo);
+} rv_row_tiles;
 
 typedef struct rv_table {
     const char *isa;
@@ -200,7 +266,9 @@ typedef struct rv_table {
     const rv_ball_tiles *ball[RV_NUM_DTYPES];
     const rv_backward_tiles *backward[RV_NUM_DTYPES];
     const rv_graph_tiles *graph[2]; /* RV_F32, RV_F64 */
-    rv_rotate rotate[RV_NUM_DTYPES];
+    const rv_row_tiles *rows[2];    /* RV_F32, RV_F64 */
+    const rv_linear_tiles *linear[2];
+    const rv_rotary_tiles *rotary[RV_NUM_DTYPES];
 } rv_table;
 
 #ifdef __cplusplus

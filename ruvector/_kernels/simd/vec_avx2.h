@@ -198,6 +198,25 @@ static RV_INLINE vd vd_sum_each(const vd r[4])
                          _mm256_permute2f128_pd(t0, t1, 0x31));
 }
 
+static RV_INLINE __m128i rv_first_n_of_4(int n)
+{
+    return _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));
+}
+static RV_INLINE vd vf_widen(vf x, int part)
+{
+    return _mm256_cvtps_pd(part ? _mm256_extractf128_ps(x, 1) : _mm256_castps256_ps128(x));
+}
+static RV_INLINE vd vd_load_f32(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+static RV_INLINE vd vd_load_f32_n(const float *p, int n)
+{
+    return _mm256_cvtps_pd(_mm_maskload_ps(p, rv_first_n_of_4(n)));
+}
+static RV_INLINE void vd_store_f32(float *p, vd x) { _mm_storeu_ps(p, _mm256_cvtpd_ps(x)); }
+static RV_INLINE void vd_store_f32_n(float *p, vd x, int n)
+{
+    _mm_maskstore_ps(p, rv_first_n_of_4(n), _mm256_cvtpd_ps(x));
+}
+
 static RV_INLINE vf vf_load_f16(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));

@@ -195,6 +195,22 @@ static RV_INLINE vd vd_sum_each(const vd r[8])
                          _mm512_shuffle_f64x2(u[0], u[1], 0xdd));
 }
 
+/* Doubles of floats: lanes part * VD_LANES and on of a vector, and from and to memory. */
+static RV_INLINE vd vf_widen(vf x, int part)
+{
+    return _mm512_cvtps_pd(part ? _mm512_extractf32x8_ps(x, 1) : _mm512_castps512_ps256(x));
+}
+static RV_INLINE vd vd_load_f32(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+static RV_INLINE vd vd_load_f32_n(const float *p, int n)
+{
+    return _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1u), p));
+}
+static RV_INLINE void vd_store_f32(float *p, vd x) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(x)); }
+static RV_INLINE void vd_store_f32_n(float *p, vd x, int n)
+{
+    _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1u), _mm512_cvtpd_ps(x));
+}
+
 /* Stored 16-bit floats, widened. */
 static RV_INLINE vf vf_load_f16(const uint16_t *p)
 {

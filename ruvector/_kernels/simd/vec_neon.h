@@ -157,6 +157,22 @@ static RV_INLINE vf vf_sum_each(const vf r[4])
 
 static RV_INLINE vd vd_sum_each(const vd r[2]) { return vpaddq_f64(r[0], r[1]); }
 
+static RV_INLINE vd vf_widen(vf x, int part)
+{
+    return part ? vcvt_high_f64_f32(x) : vcvt_f64_f32(vget_low_f32(x));
+}
+static RV_INLINE vd vd_load_f32(const float *p) { return vcvt_f64_f32(vld1_f32(p)); }
+static RV_INLINE vd vd_load_f32_n(const float *p, int n)
+{
+    return n > 1 ? vd_load_f32(p) : vcombine_f64(vdup_n_f64(p[0]), vdup_n_f64(0));
+}
+static RV_INLINE void vd_store_f32(float *p, vd x) { vst1_f32(p, vcvt_f32_f64(x)); }
+static RV_INLINE void vd_store_f32_n(float *p, vd x, int n)
+{
+    p[0] = (float)vgetq_lane_f64(x, 0);
+    if (n > 1) p[1] = (float)vgetq_lane_f64(x, 1);
+}
+
 static RV_INLINE vf vf_load_f16(const uint16_t *p)
 {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));

@@ -79,6 +79,26 @@ RV_SCALAR_TYPE(vd, vdm, double, fabs, floor, sqrt, frexp)
 #define VF_LANES RV_LANES
 #define VD_LANES RV_LANES
 
+static RV_INLINE vd vf_widen(vf a, int part)
+{
+    vd r;
+    (void)part; /* there is one */
+    RV_EACH r.x[i] = a.x[i];
+    return r;
+}
+static RV_INLINE vd vd_load_f32(const float *p) { vd r; RV_EACH r.x[i] = p[i]; return r; }
+static RV_INLINE vd vd_load_f32_n(const float *p, int n)
+{
+    vd r;
+    RV_EACH r.x[i] = i < n ? p[i] : 0;
+    return r;
+}
+static RV_INLINE void vd_store_f32(float *p, vd a) { RV_EACH p[i] = (float)a.x[i]; }
+static RV_INLINE void vd_store_f32_n(float *p, vd a, int n)
+{
+    for (int i = 0; i < n; i++) p[i] = (float)a.x[i];
+}
+
 static RV_INLINE vf vf_scale2(vf p, vf n)
 {
     RV_EACH {

@@ -1,0 +1,51 @@
+"""Memory of attention over a graph is a few rows a node, whatever the number of edges."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from isolated import output
+
+from ruvector import _kernels
+
+CODE = """
+import sys
+from pathlib import Path
+import numpy as np
+import ruvector
+
+nodes, edges, width = 1000, 300_000, 128
+rng = np.random.default_rng(0)
+receivers = rng.integers(0, nodes, edges)
+receivers[: edges // 3] = 0
+indptr, indices, _ = ruvector.graph.edges_to_csr(
+    np.stack([rng.integers(0, nodes, edges), receivers]), nodes
+)
+x = rng.standard_normal((nodes, width), dtype=np.float32)
+features = rng.standard_normal((edges, 4), dtype=np.float32)
+layer = ruvector.EdgeFeaturedAttention(node_dim=width, edge_dim=4, num_heads=8, seed=0)
+layer.compute_graph(x, np.minimum(indptr, 500), indices[:500], features[:500])
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS:")
+layer.compute_graph(x, indptr, indices, features)
+print((status("VmHWM:") - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not Path("/proc/self/clear_refs").exists(),
+    reason="the peak of a running process can be read on Linux only",
+)
+@pytest.mark.parametrize("pair", _kernels.available(), ids=lambda pair: pair[1] or pair[0])
+def test_no_array_of_edges_by_channels(pair):
+    backend, isa = pair
+    chosen = {"RUVECTOR_BACKEND": backend, **({"RUVECTOR_ISA": isa} if isa else {})}
+    # That array has 146 MiB; inputs of a node's width have half a MiB each.
+    assert int(output(CODE, **chosen)) < 30
