@@ -14,7 +14,9 @@ from .sides import Local, Side
 __all__ = ["FULL", "QUICK", "Plan", "Timing", "fastest", "interleave"]
 
 T = TypeVar("T")
-_WARM_BELOW = 0.02  # a longer call hardly notices the cold start that its turn begins with
+# A turn begins with calls for this long, unmeasured: a thread that slept may share a processor
+# with the one that wakes it until the system moves it, which takes a few milliseconds.
+_WARM_UP = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +61,22 @@ class Timing:
         return (high - low) / self.median if self.median else 0.0
 
 
-def _calibrate(side: Side, min_sample: float) -> int:
-    """Warm up, then return how often the call must repeat to fill a sample."""
+def _calibrate(side: Side, min_sample: float) -> tuple[int, float]:
+    """Warm up; return how often the call must repeat to fill a sample, and its seconds."""
     side.seconds(1)
     repeats = 1
     while True:
-        elapsed = side.seconds(repeats) * repeats
+        seconds = side.seconds(repeats)
+        elapsed = seconds * repeats
         if elapsed >= min_sample:
-            return repeats
+            return repeats, seconds
         growth = min_sample / max(elapsed, 1e-9)
         repeats = max(repeats + 1, math.ceil(repeats * min(growth * 1.1, 10.0)))
 
 
 def interleave(sides: Mapping[str, Side], plan: Plan = FULL) -> dict[str, Timing]:
     """Time all sides in turns and return one `Timing` each."""
-    repeats = {name: _calibrate(side, plan.min_sample) for name, side in sides.items()}
+    calibrated = {name: _calibrate(side, plan.min_sample) for name, side in sides.items()}
     samples: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
     deadline = time.perf_counter() + plan.budget * len(order)
@@ -83,12 +86,12 @@ def interleave(sides: Mapping[str, Side], plan: Plan = FULL) -> dict[str, Timing
         for name in order:
             if plan.settle:
                 time.sleep(plan.settle)
-            last = samples[name][-1] if samples[name] else 0.0
-            if last < _WARM_BELOW:
-                sides[name].seconds(1)
-            samples[name].append(sides[name].seconds(repeats[name]))
+            repeats, seconds = calibrated[name]
+            if seconds < _WARM_UP:
+                sides[name].seconds(math.ceil(_WARM_UP / max(seconds, 1e-9)))
+            samples[name].append(sides[name].seconds(repeats))
         order = [*order[1:], order[0]]
-    return {name: Timing(tuple(samples[name]), repeats[name]) for name in sides}
+    return {name: Timing(tuple(samples[name]), calibrated[name][0]) for name in sides}
 
 
 def fastest(candidates: Sequence[T], call: Callable[[T], Callable[[], object]]) -> T:

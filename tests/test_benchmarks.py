@@ -142,14 +142,14 @@ def test_measurement_against_its_limits(ctx):
 
 
 class Steady:
-    """A side that takes one second, without taking it, and keeps a log."""
+    """A side whose calls take so long, without taking it, and that keeps a log."""
 
-    def __init__(self, name, log):
-        self.name, self.log = name, log
+    def __init__(self, name, log, takes=1.0):
+        self.name, self.log, self.takes = name, log, takes
 
     def seconds(self, repeats):
         self.log.append((self.name, repeats))
-        return 1.0
+        return self.takes
 
     def close(self):
         self.log.append((self.name, 0))
@@ -161,8 +161,16 @@ def test_interleave_takes_turns_in_rotating_order():
     assert {name: measured.samples for name, measured in timings.items()} == {
         name: (1.0, 1.0, 1.0) for name in "abc"
     }
-    # two calls each to warm up and calibrate, one more that warms the first turn
-    assert "".join(name for name, _ in log) == "aabbcc" + "aabbcc" + "bca" + "cab"
+    # two calls each to warm up and calibrate
+    assert "".join(name for name, _ in log) == "aabbcc" + "abc" + "bca" + "cab"
+
+
+def test_interleave_warms_every_turn_of_brief_calls():
+    log = []
+    timing.interleave({"brief": Steady("brief", log, 2.0**-8)}, PLAN)
+    calibration, turns = log[:-6], log[-6:]
+    repeats = calibration[-1][1]
+    assert turns == [("brief", 6), ("brief", repeats)] * 3  # 6 calls last 20 ms
 
 
 def test_interleave_repeats_short_calls():

@@ -20,6 +20,11 @@ from ruvector._kernels._rotary cimport score_turned, turn_query
 
 # A chunk reads about this much of K: enough to hide the start of a thread and of a stream.
 cdef Py_ssize_t CHUNK_BYTES = 512 * 1024
+# Scores of a tile. Each turn from K to V and back waits for the memory, so a tile is as large
+# as a chunk where its scores stay in the cache.
+cdef Py_ssize_t TILE_BYTES = 64 * 1024
+# Keys in a tile are a multiple of this, and of every number of lanes.
+cdef Py_ssize_t TILE_STEP = 64
 
 
 cdef inline Py_ssize_t padded(const Call *call, Py_ssize_t n) noexcept nogil:
@@ -34,16 +39,22 @@ cdef inline Py_ssize_t row_width(const Call *call) noexcept nogil:
     return width
 
 
+cdef inline Py_ssize_t stepped(Py_ssize_t keys) noexcept nogil:
+    return max(TILE_STEP, keys // TILE_STEP * TILE_STEP)
+
+
 cdef Py_ssize_t chunk_keys(const Call *call, int heads) noexcept nogil:
-    """Keys in one chunk: a multiple of the key tile, from the shapes alone."""
-    cdef const rv_decode_tiles *t = call.decode
+    """Keys in one chunk, from the shapes alone."""
     cdef Py_ssize_t width = call.dim + call.dim_v
-    cdef Py_ssize_t row, tiles
     if call.ball != NULL:
         width += call.ball.dim + call.ball.dim_v
-    row = max(1, heads * width * t.item // 2)
-    tiles = max(1, CHUNK_BYTES // (row * t.key_tile))
-    return tiles * t.key_tile
+    return stepped(CHUNK_BYTES // max(1, heads * width * call.decode.item // 2))
+
+
+cdef inline Py_ssize_t tile_keys(const Call *call, Py_ssize_t rows) noexcept nogil:
+    """Keys in one tile of scores at the most, from the shapes alone."""
+    return min(<Py_ssize_t> call.decode.key_tile,
+               stepped(TILE_BYTES // (rows * call.decode.real)))
 
 
 cdef Py_ssize_t state_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
@@ -54,7 +65,7 @@ cdef Py_ssize_t state_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
 cdef Py_ssize_t scratch_bytes(const Call *call, Py_ssize_t rows) noexcept nogil:
     """Bytes of scratch for `rows` rows: queries, scores and their copy."""
     cdef const rv_decode_tiles *t = call.decode
-    cdef Py_ssize_t size = rows * (padded(call, call.dim) + 2 * t.key_tile) * t.real
+    cdef Py_ssize_t size = rows * (padded(call, call.dim) + 2 * tile_keys(call, rows)) * t.real
     if call.rotary != NULL:
         size += padded(call, call.dim) * t.real
     return size if call.ball == NULL else size + _ball.row_scratch_bytes(call, rows)
@@ -75,9 +86,9 @@ cdef inline void load_query(const Call *call, const Segment *segment, Py_ssize_t
 cdef inline void score_rows(const Call *call, const Segment *segment, int first_head,
                             int rows, int64_t first_key, int nk, char *s,
                             bint *masked) noexcept nogil:
-    """Epilogues of the scores s[rows][key_tile]; row r is query r // group."""
+    """Epilogues of the scores s[rows][tile_keys]; row r is query r // group."""
     cdef const rv_decode_tiles *t = call.decode
-    cdef Py_ssize_t lds = t.key_tile * t.real, i
+    cdef Py_ssize_t lds = tile_keys(call, rows) * t.real, i
     cdef int r, head, group = call.group, lq = <int> segment.lq
     cdef Bounds seen
     masked[0] = segment.bias != NULL or segment.mask != NULL
@@ -113,7 +124,7 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
     cdef int group = call.group, lq = <int> segment.lq, per_head = group * lq
     cdef int rows = heads * per_head, r, h, head, nk, real = t.real
     cdef Py_ssize_t ldq = padded(call, call.dim), ldo = row_width(call), i
-    cdef Py_ssize_t lds = t.key_tile, item = t.item
+    cdef Py_ssize_t lds = tile_keys(call, rows), item = t.item
     cdef _ball.BallRows ball
     cdef char *m = state
     cdef char *l = m + rows * real
@@ -141,7 +152,7 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
             start_empty(call, m, l, r)
 
     while first_key < end:
-        nk = <int> min(<int64_t> t.key_tile, end - first_key)
+        nk = <int> min(<int64_t> lds, end - first_key)
         if segment.weights == NULL and not any_visible(&hull, first_key, first_key + nk):
             first_key += nk
             continue

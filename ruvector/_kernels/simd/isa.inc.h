@@ -116,7 +116,7 @@
         .finish = RV_NAME(type, finish),                                                      \
     };                                                                                        \
     static const rv_decode_tiles RV_NAME(type, decode) = {                                    \
-        .lanes = lanes_, .key_tile = 64, .item = item_, .real = real_,                        \
+        .lanes = lanes_, .key_tile = 512, .item = item_, .real = real_,                        \
         .load_query = RV_NAME(type, load_query), .scores = RV_NAME(type, decode_scores),      \
         .softcap = RV_NAME(real_type, row_softcap), .alibi = RV_NAME(real_type, row_alibi),   \
         .add_bias = RV_NAME(real_type, row_add_bias),                                         \
