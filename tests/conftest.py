@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import threadpoolctl
 from hypothesis import HealthCheck, settings
 
 from ruvector import _kernels
@@ -27,6 +28,12 @@ def pytest_addoption(parser):
     group = parser.getgroup("ruvector")
     group.addoption("--backend", choices=("python", "native"), help="run on this backend alone")
     group.addoption("--isa", help="run on this instruction set of the native backend alone")
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        # One process of several (pytest-xdist): a BLAS that takes every CPU would starve them.
+        threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
 def _backends(config):
