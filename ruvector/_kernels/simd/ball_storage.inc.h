@@ -1,32 +1,25 @@
 /* What the ball's tiles read in one storage type. Parameters as in storage.inc.h. */
 
-/* |x|^2 with an error far below a float's rounding: double sums, or where multiply-adds are
- * fused the products' and sums' own rounding errors (Ogita, Rump and Oishi 2005, Dot2). */
+/* |x|^2 summed in double, in four chains or more: one would wait for its multiply-adds. */
 static double S(exact_square_norm)(const ITEM *x, ptrdiff_t dim)
 {
-    RT sum = R(set1)(0), rest = sum;
-    REAL lanes[LANES];
-    double exact = 0;
-    for (ptrdiff_t d = 0; d < dim; d += LANES) {
-        const int n = dim - d < LANES ? (int)(dim - d) : LANES;
-        const RT u = n < LANES ? LOAD_N(x + d, n) : LOAD(x + d);
-#ifdef RV_UNFUSED
-        R(store)(lanes, u);
-        for (int i = 0; i < LANES; i++) exact += (double)lanes[i] * lanes[i];
-#else
-        const RT product = R(mul)(u, u), next = R(add)(sum, product);
-        const RT error = R(fma)(u, u, R(sub)(R(set1)(0), product));
-        const RT added = R(sub)(next, sum);
-        const RT lost = R(add)(R(sub)(sum, R(sub)(next, added)), R(sub)(product, added));
-        rest = R(add)(rest, R(add)(lost, error));
-        sum = next;
-#endif
-    }
-    R(store)(lanes, sum);
-    for (int i = 0; i < LANES; i++) exact += lanes[i];
-    R(store)(lanes, rest);
-    for (int i = 0; i < LANES; i++) exact += lanes[i];
-    return exact;
+    enum { PARTS = LANES / VD_LANES };
+    vd sums[2][PARTS];
+    RV_UNROLL for (int p = 0; p < PARTS; p++) sums[0][p] = sums[1][p] = vd_set1(0);
+    for (ptrdiff_t d = 0; d < dim; d += 2 * LANES)
+        RV_UNROLL for (int i = 0; i < 2; i++) {
+            const ptrdiff_t rest = dim - d - i * LANES;
+            if (rest <= 0) break;
+            const RT u = rest < LANES ? LOAD_N(x + d + i * LANES, (int)rest)
+                                      : LOAD(x + d + i * LANES);
+            RV_UNROLL for (int p = 0; p < PARTS; p++) {
+                const vd w = WIDEN(u, p);
+                sums[i][p] = vd_fma(w, w, sums[i][p]);
+            }
+        }
+    double sum = 0;
+    RV_UNROLL for (int p = 0; p < PARTS; p++) sum += vd_sum(vd_add(sums[0][p], sums[1][p]));
+    return sum;
 }
 
 /* |x_j|^2, exact for a row near the boundary of the ball that will not be shortened: there

@@ -22,6 +22,7 @@
 #define LANES VF_LANES
 #define R(name) vf_##name
 #define R_MASK(name) vfm_##name
+#define WIDEN(x, part) vf_widen(x, part)
 #define T(name) RV_NAME(f32, name)
 #include "softmax.inc.h"
 #include "graph.inc.h"
@@ -67,6 +68,7 @@
 #undef LANES
 #undef R
 #undef R_MASK
+#undef WIDEN
 #undef T
 
 /* ---- double arithmetic ------------------------------------------------------------ */
@@ -77,6 +79,7 @@
 #define LANES VD_LANES
 #define R(name) vd_##name
 #define R_MASK(name) vdm_##name
+#define WIDEN(x, part) (x)
 #define T(name) RV_NAME(f64, name)
 #include "softmax.inc.h"
 #include "graph.inc.h"

@@ -14,7 +14,6 @@
 #define RV_REST_BLOCK 2
 
 #define RV_LANES 4
-#define RV_UNFUSED /* V##_fma rounds twice */
 #define RV_EACH for (int i = 0; i < RV_LANES; i++)
 
 #define RV_SCALAR_TYPE(V, M, REAL, FABS, FLOOR, SQRT, FREXP)                                 \
