@@ -23,6 +23,7 @@ from ruvector._kernels.fallback import _storage
 from ruvector._kernels.fallback._ball import BallPart
 from ruvector._kernels.fallback._online import Normaliser, zero_point
 from ruvector._kernels.fallback._plain import attend_plain
+from ruvector._kernels.fallback._ranking import largest
 from ruvector._kernels.fallback._sequences import sequences
 from ruvector._kernels.fallback._threads import blas_threads
 from ruvector._kernels.fallback._tiles import Block, blocks
@@ -288,12 +289,12 @@ def top_k(
             for start, _, scores in block.tiles():
                 # A NaN is somewhere in a row that is NaN as a whole: let it come first.
                 np.fmin(scores, np.inf, out=scores)
-                columns = _largest(scores, k)
+                columns = largest(scores, k)
                 best = np.concatenate(
                     (best, np.take_along_axis(scores, columns, axis=-1)), axis=-1
                 )
                 found = np.concatenate((found, columns + start), axis=-1)
-                columns = _largest(best, k)
+                columns = largest(best, k)
                 best = np.take_along_axis(best, columns, axis=-1)
                 found = np.take_along_axis(found, columns, axis=-1)
                 normaliser.update(scores)
@@ -304,23 +305,6 @@ def top_k(
             np.exp(best, out=best)
             weights[block.place] = np.where(hidden, 0, best)
             indices[block.place] = np.where(hidden, -1, found)
-
-
-def _largest(scores: _Array, k: int) -> NDArray[np.int64]:
-    """Find the columns of the k largest scores, in the order that `top_k` promises."""
-    count = scores.shape[-1]
-    if k >= count:
-        return np.argsort(-scores, axis=-1, kind="stable")
-    limit = np.partition(scores, count - k, axis=-1)[..., count - k, np.newaxis]
-    chosen = scores >= limit
-    if np.count_nonzero(chosen) > k * (scores.size // count):
-        above = scores > limit
-        level = scores == limit
-        places = k - np.count_nonzero(above, axis=-1, keepdims=True)
-        chosen = above | (level & (np.cumsum(level, axis=-1) <= places))
-    columns = np.nonzero(chosen)[-1].reshape(*scores.shape[:-1], k)
-    order = np.argsort(-np.take_along_axis(scores, columns, axis=-1), axis=-1, kind="stable")
-    return np.take_along_axis(columns, order, axis=-1)
 
 
 def merge(outputs: _Array, lses: _Array, out: _Array, lse: _Array) -> None:

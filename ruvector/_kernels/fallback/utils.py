@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ruvector._kernels.fallback._distances import row_dots, squared_distances
 from ruvector._kernels.fallback._threads import blas_threads
 
 __all__ = [
@@ -38,9 +39,8 @@ _Float64 = NDArray[np.float64]
 _SMALL, _LARGE = 1e-280, 1e280
 _TILE_ROWS = 256
 _TILE_ELEMENTS = 1 << 17
-# The rounding of a squared distance in Gram form, relative to the squared norms that it is
-# made of, is about 1e-15; pairs closer than this fraction of them are summed from
-# differences, so that every float32 distance is right to rounding.
+# Pairs closer than this fraction of their squared norms are summed from differences, so that
+# every float32 distance is right to rounding.
 _CANCELLED = 1e-6
 
 
@@ -78,7 +78,7 @@ def normalize(x: _Array, out: _Array) -> bool:
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         y, _ = _in_range(x)
-        norms = np.sqrt(_row_dots(y, y))
+        norms = np.sqrt(row_dots(y, y))
         if not norms.all():
             return False
         np.divide(y, norms[:, None], out=out, casting="same_kind")
@@ -94,11 +94,11 @@ def cosine_similarity(a: _Array, b: _Array, out: _Array) -> bool:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         a, _ = _in_range(a)
         b, _ = _in_range(b)
-        norm_a = np.sqrt(_row_dots(a, a))
-        norm_b = np.sqrt(_row_dots(b, b))
+        norm_a = np.sqrt(row_dots(a, a))
+        norm_b = np.sqrt(row_dots(b, b))
         if not (norm_a.all() and norm_b.all()):
             return False
-        cosine = _row_dots(*np.broadcast_arrays(a, b)) / (norm_a * norm_b)
+        cosine = row_dots(*np.broadcast_arrays(a, b)) / (norm_a * norm_b)
         np.clip(cosine, -1, 1, out=out, casting="same_kind")
     return True
 
@@ -159,17 +159,9 @@ def _distances_by_product(x: _Array, out: _Array) -> None:
     if finite.any():
         # A common shift changes no difference and leaves less to cancel.
         y -= y[finite].mean(axis=0)
-    squares = _row_dots(y, y)
     for rows in _tiles(0, len(y)):
         for columns in _tiles(rows.start, len(y)):
-            scale = squares[rows, None] + squares[columns]
-            tile = scale - 2 * (y[rows] @ y[columns].T)
-            close = np.nonzero(~(tile > _CANCELLED * scale))
-            for part in _blocks(len(close[0]), y.shape[1]):
-                i, j = close[0][part], close[1][part]
-                # From x, because an outlier can move the mean far from everything else.
-                difference = x[rows][i].astype(np.float64) - x[columns][j]
-                tile[i, j] = _row_dots(difference, difference)
+            tile = squared_distances(y[rows], y[columns], _CANCELLED, x[rows], x[columns])
             if rows == columns:
                 tile = np.triu(tile) + np.triu(tile, 1).T
             tile = np.sqrt(tile)
@@ -177,17 +169,12 @@ def _distances_by_product(x: _Array, out: _Array) -> None:
             out[columns, rows] = tile.T
 
 
-def _row_dots(a: _Array, b: _Array) -> _Float64:
-    dots: _Float64 = np.einsum("ij,ij->i", a, b, dtype=np.float64)
-    return dots
-
-
 def _norms(x: _Array) -> _Float64:
-    norms = np.sqrt(_row_dots(x, x))
+    norms = np.sqrt(row_dots(x, x))
     if x.dtype == np.float64:
         extreme = ~((norms > _SMALL**0.5) & (norms < _LARGE**0.5))
         y, peak = _in_range(x[extreme])
-        norms[extreme] = peak * np.sqrt(_row_dots(y, y))
+        norms[extreme] = peak * np.sqrt(row_dots(y, y))
     return norms
 
 
@@ -196,7 +183,7 @@ def _in_range(x: _Array) -> tuple[_Array, _Float64]:
     factor = np.ones(len(x))
     if x.dtype != np.float64:
         return x, factor
-    squares = _row_dots(x, x)
+    squares = row_dots(x, x)
     extreme = np.flatnonzero(~((squares > _SMALL) & (squares < _LARGE)))
     if x.shape[1] and len(extreme):
         peak = np.abs(x[extreme]).max(axis=1)

@@ -1,0 +1,564 @@
+"""Losses over embeddings that return all their gradients.
+
+They compare anchors with positives and negatives: one anchor ``(d,)`` with negatives
+``(N, d)``, or a batch ``(B, d)`` whose negatives are shared ``(N, d)``, each anchor's own
+``(B, N, d)``, or, where they are None, the positives of the other anchors. No array of
+``B * B * d`` numbers is ever formed, and in the batch none of ``B * B``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _config
+from .._arrays import Array, finished, floating
+from .._checks import finite, flag, one_of
+from .._kernels import contrastive, spectral
+from .._kernels import hinge as hinges
+from ..errors import EmptyInputError, InvalidConfigError
+from ._triples import Triples, matrix, reduced, reduction_of, row_weights
+
+__all__ = ["InfoNCELoss", "LocalContrastiveLoss", "LossResult", "SpectralRegularization"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossResult:
+    """A loss and its gradients, each in shape and dtype of the argument.
+
+    Attributes
+    ----------
+    loss : float or ndarray, shape (B,)
+        An array for a batch with ``reduction="none"``; gradients are then those of its sum.
+    anchor : ndarray
+        Gradient of the anchors; of the embeddings, or of the matrices in a list, for
+        :class:`SpectralRegularization`.
+    positive : ndarray or None
+        Gradient of the positives, as negatives of other anchors too where the batch provides
+        those.
+    negatives : ndarray or None
+        Gradient of the negatives, None where there were none given.
+    temperature : float or None
+        Gradient of the temperature, where the loss has one.
+
+    Examples
+    --------
+    >>> from ruvector.training import InfoNCELoss
+    >>> result = InfoNCELoss().compute_with_gradients([1.0, 0.0], [1.0, 0.1], [[0.0, 1.0]])
+    >>> result.gradients is result.anchor
+    True
+    """
+
+    loss: Any
+    anchor: Any
+    positive: Array | None = None
+    negatives: Array | None = None
+    temperature: float | None = None
+
+    @property
+    def gradients(self) -> Any:
+        """The gradient of the anchors."""
+        return self.anchor
+
+
+class InfoNCELoss:
+    r"""Tell the positive of an anchor from negatives, by cosine similarity.
+
+    .. math:: -\log \frac{\exp(\cos(a, p) / \tau)}
+              {\exp(\cos(a, p) / \tau) + \sum_j \exp(\cos(a, n_j) / \tau)}
+
+    Parameters
+    ----------
+    temperature : float, default 0.07
+        :math:`\tau`, finite and positive.
+    learn_temperature : bool, default False
+        Whether the temperature is among the parameters that training updates.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        What becomes of the losses of a batch.
+
+    Raises
+    ------
+    InvalidConfigError
+        If an argument is outside its domain.
+
+    Notes
+    -----
+    Source: van den Oord et al. 2018 (arXiv 1807.03748), the positive in the denominator. The
+    sum is the log-sum-exp of attention from the anchors to the negatives, and its gradients are
+    those of attention, so the engine computes both: no score is stored, memory is that of a few
+    arrays of the inputs' size, and the work runs on all threads with the same result.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ruvector.training import InfoNCELoss
+    >>> loss = InfoNCELoss(temperature=0.5)
+    >>> round(loss.compute([1.0, 0.0], [1.0, 0.0], [[0.0, 1.0], [-1.0, 0.0]]), 4)
+    0.1429
+
+    A batch whose anchors are told from each other's positives:
+
+    >>> rng = np.random.default_rng(0)
+    >>> anchors, positives = rng.standard_normal((2, 8, 16))
+    >>> result = loss.compute_with_gradients(anchors, positives)
+    >>> result.anchor.shape, result.positive.shape
+    ((8, 16), (8, 16))
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learn_temperature: bool = False,
+        *,
+        reduction: str = "mean",
+    ) -> None:
+        self._temperature = np.array([finite(temperature, "temperature", positive=True)])
+        self._learn = flag(learn_temperature, "learn_temperature")
+        self._reduction = reduction_of(reduction)
+
+    @property
+    def temperature(self) -> float:
+        """The divisor of the similarities; may be set."""
+        return float(self._temperature[0])
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._temperature[0] = finite(value, "temperature", positive=True)
+
+    @property
+    def learn_temperature(self) -> bool:
+        """Whether the temperature is a parameter."""
+        return self._learn
+
+    @property
+    def reduction(self) -> str:
+        """What becomes of the losses of a batch."""
+        return self._reduction
+
+    def parameters(self) -> dict[str, NDArray[np.float64]]:
+        """Return what training updates in place.
+
+        Returns
+        -------
+        dict
+            ``{"temperature": array}``, one number whose gradient is
+            :attr:`LossResult.temperature`, where it is learned, else nothing.
+
+        Examples
+        --------
+        >>> from ruvector.training import InfoNCELoss
+        >>> InfoNCELoss(0.1, learn_temperature=True).parameters()
+        {'temperature': array([0.1])}
+        """
+        return {"temperature": self._temperature} if self._learn else {}
+
+    def compute(
+        self,
+        anchor: ArrayLike,
+        positive: ArrayLike,
+        negatives: ArrayLike | None = None,
+        *,
+        ids: ArrayLike | None = None,
+        negative_ids: ArrayLike | None = None,
+    ) -> Any:
+        """Return the loss.
+
+        Parameters
+        ----------
+        anchor : array_like, shape (d,) or (B, d)
+            No vector may be zero, here and below.
+        positive : array_like, shape (d,) or (B, d)
+            One for each anchor.
+        negatives : array_like, shape (N, d) or (B, N, d), or None
+            Shared by all anchors, or each anchor's own. None takes the positives of the others,
+            and a batch of one then has nothing to lose.
+        ids : array_like of int, shape (B,), optional
+            What each positive is. Negatives with the same id do not count.
+        negative_ids : array_like of int, shape (N,) or (B, N), optional
+            What each negative is, where negatives are given.
+
+        Returns
+        -------
+        float, or ndarray of float64, shape (B,)
+
+        Raises
+        ------
+        DimensionMismatchError
+            If shapes do not fit together.
+        EmptyInputError
+            If there is no anchor or no negative, or a vector is zero.
+        InvalidConfigError
+            If ids come without what they belong to, or a learned temperature is not positive.
+        TypeError
+            If an input does not hold real numbers, or ids are not integers.
+
+        Examples
+        --------
+        The first and the last positive are the same text:
+
+        >>> from ruvector.training import InfoNCELoss
+        >>> texts = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+        >>> loss = InfoNCELoss(1.0)
+        >>> round(loss.compute(texts, texts), 3)
+        0.759
+        >>> round(loss.compute(texts, texts, ids=[5, 6, 5]), 3)
+        0.393
+        """
+        triples = Triples(anchor, positive, negatives, ids, negative_ids)
+        losses, _ = self._run(triples, None)
+        return reduced(losses, self._reduction, triples.single)
+
+    def compute_with_gradients(
+        self,
+        anchor: ArrayLike,
+        positive: ArrayLike,
+        negatives: ArrayLike | None = None,
+        *,
+        ids: ArrayLike | None = None,
+        negative_ids: ArrayLike | None = None,
+    ) -> LossResult:
+        """Return the loss and its gradients.
+
+        Parameters
+        ----------
+        anchor, positive, negatives, ids, negative_ids
+            As in :meth:`compute`, with the same errors.
+
+        Returns
+        -------
+        LossResult
+
+        Examples
+        --------
+        >>> from ruvector.training import InfoNCELoss
+        >>> loss = InfoNCELoss(1.0)
+        >>> result = loss.compute_with_gradients([1.0, 0.0], [1.0, 0.0], [[0.0, 1.0]])
+        >>> round(result.loss, 3), result.negatives.round(3)
+        (0.313, array([[0.269, 0.   ]], dtype=float32))
+        """
+        triples = Triples(anchor, positive, negatives, ids, negative_ids)
+        weight = row_weights(self._reduction, len(triples.anchor))
+        losses, gradients = self._run(triples, weight)
+        assert gradients is not None
+        return LossResult(
+            reduced(losses, self._reduction, triples.single),
+            *triples.returned(gradients.anchor, gradients.positive, gradients.negatives),
+            gradients.temperature,
+        )
+
+    def _run(
+        self, triples: Triples, weight: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.float64], contrastive.InfoNCEGradients | None]:
+        found = contrastive.info_nce(
+            triples.anchor,
+            triples.positive,
+            triples.negatives,
+            finite(self.temperature, "temperature", positive=True),
+            triples.ids,
+            weight,
+            _config.current_threads(),
+        )
+        if found is None:
+            raise triples.zero_vector()
+        return found
+
+    def __repr__(self) -> str:
+        learned = ", learn_temperature=True" if self._learn else ""
+        return f"InfoNCELoss({self.temperature!r}{learned}, reduction={self._reduction!r})"
+
+
+class LocalContrastiveLoss:
+    r"""Keep the positive nearer to its anchor than every negative, by a margin.
+
+    .. math:: \frac{1}{N} \sum_j \max(0, |a - p| - |a - n_j| + m)
+
+    Parameters
+    ----------
+    margin : float, default 1.0
+        m, finite and not negative.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        What becomes of the losses of a batch, each of which is the mean over the negatives.
+
+    Raises
+    ------
+    InvalidConfigError
+        If an argument is outside its domain.
+
+    Notes
+    -----
+    The triplet loss of Schroff et al. 2015 (arXiv 1503.03832) with distances that are not
+    squared. Where a hinge is exactly 0, or vectors coincide, the subgradient is 0.
+
+    Examples
+    --------
+    >>> from ruvector.training import LocalContrastiveLoss
+    >>> loss = LocalContrastiveLoss(margin=1.0)
+    >>> loss.compute([0.0, 0.0], [0.0, 1.0], [[0.0, 1.5], [3.0, 0.0]])
+    0.25
+    >>> loss.compute_with_gradients([0.0, 0.0], [0.0, 1.0], [[0.0, 1.5], [3.0, 0.0]]).negatives
+    array([[ 0. , -0.5],
+           [ 0. ,  0. ]], dtype=float32)
+    """
+
+    def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
+        self._margin = finite(margin, "margin")
+        if self._margin < 0:
+            raise InvalidConfigError(f"margin must not be negative, got {margin!r}")
+        self._reduction = reduction_of(reduction)
+
+    @property
+    def margin(self) -> float:
+        """How much nearer the positive has to be."""
+        return self._margin
+
+    @property
+    def reduction(self) -> str:
+        """What becomes of the losses of a batch."""
+        return self._reduction
+
+    def compute(
+        self,
+        anchor: ArrayLike,
+        positive: ArrayLike,
+        negatives: ArrayLike | None = None,
+        *,
+        ids: ArrayLike | None = None,
+        negative_ids: ArrayLike | None = None,
+    ) -> Any:
+        """Return the loss.
+
+        Parameters
+        ----------
+        anchor, positive, negatives, ids, negative_ids
+            As in :meth:`InfoNCELoss.compute`; vectors may be zero. An anchor whose negatives
+            are all hidden by their ids loses nothing.
+
+        Returns
+        -------
+        float, or ndarray of float64, shape (B,)
+
+        Raises
+        ------
+        DimensionMismatchError, EmptyInputError, InvalidConfigError, TypeError
+            As in :meth:`InfoNCELoss.compute`.
+
+        Examples
+        --------
+        >>> from ruvector.training import LocalContrastiveLoss
+        >>> LocalContrastiveLoss(1.0, "none").compute([[0.0], [1.0]], [[0.0], [3.0]])
+        array([0., 2.])
+        """
+        triples = Triples(anchor, positive, negatives, ids, negative_ids)
+        losses, _ = self._run(triples, None)
+        return reduced(losses, self._reduction, triples.single)
+
+    def compute_with_gradients(
+        self,
+        anchor: ArrayLike,
+        positive: ArrayLike,
+        negatives: ArrayLike | None = None,
+        *,
+        ids: ArrayLike | None = None,
+        negative_ids: ArrayLike | None = None,
+    ) -> LossResult:
+        """Return the loss and its gradients.
+
+        Parameters
+        ----------
+        anchor, positive, negatives, ids, negative_ids
+            As in :meth:`compute`, with the same errors.
+
+        Returns
+        -------
+        LossResult
+            Its `temperature` is None.
+
+        Examples
+        --------
+        >>> from ruvector.training import LocalContrastiveLoss
+        >>> result = LocalContrastiveLoss(1.0).compute_with_gradients([0.0], [1.0], [[-1.5]])
+        >>> result.loss, result.anchor
+        (0.5, array([-2.], dtype=float32))
+        """
+        triples = Triples(anchor, positive, negatives, ids, negative_ids)
+        weight = row_weights(self._reduction, len(triples.anchor))
+        losses, gradients = self._run(triples, weight)
+        assert gradients is not None
+        return LossResult(
+            reduced(losses, self._reduction, triples.single), *triples.returned(*gradients)
+        )
+
+    def _run(
+        self, triples: Triples, weight: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.float64], hinges.HingeGradients | None]:
+        return hinges.hinge(
+            triples.anchor,
+            triples.positive,
+            triples.negatives,
+            self._margin,
+            triples.ids,
+            weight,
+            _config.current_threads(),
+        )
+
+    def __repr__(self) -> str:
+        return f"LocalContrastiveLoss({self._margin!r}, reduction={self._reduction!r})"
+
+
+class SpectralRegularization:
+    r"""Penalise embeddings that use some directions more than others, or large weights.
+
+    ``mode="variance"``, over embeddings ``(n, d)``:
+
+    .. math:: w \, \mathrm{var}_k(\mathrm{var}_i(x_{ik}))
+
+    ``mode="spectral_norm"``, over a matrix or a list or dict of them:
+
+    .. math:: \frac{w}{2} \sum_W \sigma_{max}(W)^2
+
+    Parameters
+    ----------
+    weight : float
+        w, finite and not negative.
+    mode : {"variance", "spectral_norm"}, default "variance"
+
+    Raises
+    ------
+    InvalidConfigError
+        If an argument is outside its domain.
+
+    Notes
+    -----
+    The second is that of Yoshida and Miyato 2017 (arXiv 1705.10941), by an eigenvalue of the
+    smaller Gram matrix instead of power iteration.
+
+    Examples
+    --------
+    >>> from ruvector.training import SpectralRegularization
+    >>> penalty = SpectralRegularization(0.5)
+    >>> penalty.compute([[0.0, 0.0], [2.0, 4.0]])
+    1.125
+    >>> penalty.compute_with_gradients([[0.0, 0.0], [2.0, 4.0]]).gradients
+    array([[ 0.75, -1.5 ],
+           [-0.75,  1.5 ]], dtype=float32)
+    >>> penalty = SpectralRegularization(1.0, mode="spectral_norm")
+    >>> round(penalty.compute([[3.0, 0.0], [0.0, 1.0]]), 6)
+    4.5
+    """
+
+    def __init__(self, weight: float, mode: str = "variance") -> None:
+        self._weight = finite(weight, "weight")
+        if self._weight < 0:
+            raise InvalidConfigError(f"weight must not be negative, got {weight!r}")
+        self._mode = one_of(mode, "mode", ("variance", "spectral_norm"))
+
+    @property
+    def weight(self) -> float:
+        """What the penalty counts."""
+        return self._weight
+
+    @property
+    def mode(self) -> str:
+        """What is penalised."""
+        return self._mode
+
+    def compute(self, embeddings: Any) -> float:
+        """Return the penalty.
+
+        Parameters
+        ----------
+        embeddings : array_like, shape (n, d), or a list or dict of them
+            The last two for ``mode="spectral_norm"`` only, where an array is one matrix. A list
+            of numbers is an array.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        DimensionMismatchError
+            If an array does not have two axes.
+        EmptyInputError
+            If there is nothing in it.
+        InvalidConfigError
+            If a matrix holds NaN or infinity, and so has no spectral norm.
+        TypeError
+            If it does not hold real numbers.
+
+        Examples
+        --------
+        >>> from ruvector.training import SpectralRegularization
+        >>> SpectralRegularization(1.0).compute([[1.0, 2.0], [3.0, 4.0]])
+        0.0
+        """
+        return float(self.compute_with_gradients(embeddings).loss)
+
+    def compute_with_gradients(self, embeddings: Any) -> LossResult:
+        """Return the penalty and its gradient.
+
+        Parameters
+        ----------
+        embeddings
+            As in :meth:`compute`, with the same errors.
+
+        Returns
+        -------
+        LossResult
+            `gradients` is an array, a list or a dict as `embeddings` is.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ruvector.training import SpectralRegularization
+        >>> penalty = SpectralRegularization(1.0, mode="spectral_norm")
+        >>> result = penalty.compute_with_gradients({"w": np.diag([3.0, 1.0])})
+        >>> round(result.loss, 6), np.abs(result.gradients["w"]).round(6)
+        (4.5, array([[3., 0.],
+               [0., 0.]]))
+        """
+        if self._mode == "variance":
+            given = floating(embeddings, "embeddings")
+            loss, gradient = spectral.variance_of_variances(
+                matrix(given, "embeddings"), self._weight
+            )
+            return LossResult(loss, finished(gradient, given.shape, given.dtype))
+        if isinstance(embeddings, Mapping):
+            named = {
+                key: self._norm(x, f"embeddings[{key!r}]") for key, x in embeddings.items()
+            }
+            found = list(named.values())
+            result: Any = {key: gradient for key, (_, gradient) in named.items()}
+        elif isinstance(embeddings, list | tuple) and _is_list_of_matrices(embeddings):
+            found = [self._norm(x, f"embeddings[{i}]") for i, x in enumerate(embeddings)]
+            result = [gradient for _, gradient in found]
+        else:
+            found = [self._norm(embeddings, "embeddings")]
+            result = found[0][1]
+        if not found:
+            raise EmptyInputError("embeddings must hold at least one matrix, got none")
+        return LossResult(sum(loss for loss, _ in found), result)
+
+    def _norm(self, x: Any, name: str) -> tuple[float, Array]:
+        given = floating(x, name)
+        weights = matrix(given, name)
+        if not np.isfinite(weights).all():
+            raise InvalidConfigError(f"{name} must hold finite numbers, got NaN or infinity")
+        loss, gradient = spectral.spectral_norm(
+            weights, self._weight, _config.current_threads()
+        )
+        return loss, finished(gradient, given.shape, given.dtype)
+
+    def __repr__(self) -> str:
+        return f"SpectralRegularization({self._weight!r}, mode={self._mode!r})"
+
+
+def _is_list_of_matrices(x: list[Any] | tuple[Any, ...]) -> bool:
+    """Tell a list of matrices from one matrix as a list of rows."""
+    if not x:
+        return True
+    return np.ndim(x[0]) == 2
