@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arrays import (
+    FLOAT64,
     Array,
     compute_dtype,
     finished,
@@ -35,6 +36,8 @@ class Triples:
     negatives : array_like, shape (N, d) or (B, N, d), or None
     ids, negative_ids : array_like of int, or None
         Shape ``(B,)``; and ``(N,)`` or ``(B, N)``, as many as there are negatives.
+    precise : bool, default False
+        Whether to compute in float64 whatever the input is.
 
     Attributes
     ----------
@@ -51,6 +54,8 @@ class Triples:
         negatives: object,
         ids: object,
         negative_ids: object,
+        *,
+        precise: bool = False,
     ) -> None:
         self._given = [floating(anchor, "anchor"), floating(positive, "positive")]
         first, second = self._given
@@ -70,7 +75,7 @@ class Triples:
             raise EmptyInputError("negatives must hold at least one vector, got None")
         if not first.size:
             raise EmptyInputError(f"anchor must not be empty, got shape {first.shape}")
-        dtype = compute_dtype(promote(*self._given))
+        dtype = FLOAT64 if precise else compute_dtype(promote(*self._given))
         self.anchor, self.positive = rows(first, dtype), rows(second, dtype)
         self.negatives: Array | None = None
         if negatives is not None:

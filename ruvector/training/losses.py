@@ -25,6 +25,10 @@ from ._triples import Triples, matrix, reduced, reduction_of, row_weights
 
 __all__ = ["InfoNCELoss", "LocalContrastiveLoss", "LossResult", "SpectralRegularization"]
 
+# The rounding of a float32 cosine over a temperature below this one shows in the weights.
+_COLD = 1e-3
+_COLDEST = 1e-12
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossResult:
@@ -74,7 +78,8 @@ class InfoNCELoss:
     Parameters
     ----------
     temperature : float, default 0.07
-        :math:`\tau`, finite and positive.
+        :math:`\tau`, finite and at least 1e-12: below, the rounding of a cosine decides. Under
+        1e-3 float32 is computed in float64.
     learn_temperature : bool, default False
         Whether the temperature is among the parameters that training updates.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -116,7 +121,7 @@ class InfoNCELoss:
         *,
         reduction: str = "mean",
     ) -> None:
-        self._temperature = np.array([finite(temperature, "temperature", positive=True)])
+        self._temperature = np.array([_checked_temperature(temperature)])
         self._learn = flag(learn_temperature, "learn_temperature")
         self._reduction = reduction_of(reduction)
 
@@ -127,7 +132,7 @@ class InfoNCELoss:
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        self._temperature[0] = finite(value, "temperature", positive=True)
+        self._temperature[0] = _checked_temperature(value)
 
     @property
     def learn_temperature(self) -> bool:
@@ -192,7 +197,7 @@ class InfoNCELoss:
         EmptyInputError
             If there is no anchor or no negative, or a vector is zero.
         InvalidConfigError
-            If ids come without what they belong to, or a learned temperature is not positive.
+            If ids come without what they belong to, or a learned temperature is below 1e-12.
         TypeError
             If an input does not hold real numbers, or ids are not integers.
 
@@ -208,7 +213,7 @@ class InfoNCELoss:
         >>> round(loss.compute(texts, texts, ids=[5, 6, 5]), 3)
         0.393
         """
-        triples = Triples(anchor, positive, negatives, ids, negative_ids)
+        triples = self._triples(anchor, positive, negatives, ids, negative_ids)
         losses, _ = self._run(triples, None)
         return reduced(losses, self._reduction, triples.single)
 
@@ -240,7 +245,7 @@ class InfoNCELoss:
         >>> round(result.loss, 3), result.negatives.round(3)
         (0.313, array([[0.269, 0.   ]], dtype=float32))
         """
-        triples = Triples(anchor, positive, negatives, ids, negative_ids)
+        triples = self._triples(anchor, positive, negatives, ids, negative_ids)
         weight = row_weights(self._reduction, len(triples.anchor))
         losses, gradients = self._run(triples, weight)
         assert gradients is not None
@@ -250,6 +255,9 @@ class InfoNCELoss:
             gradients.temperature,
         )
 
+    def _triples(self, *arguments: object) -> Triples:
+        return Triples(*arguments, precise=_checked_temperature(self.temperature) < _COLD)
+
     def _run(
         self, triples: Triples, weight: NDArray[np.float64] | None
     ) -> tuple[NDArray[np.float64], contrastive.InfoNCEGradients | None]:
@@ -257,7 +265,7 @@ class InfoNCELoss:
             triples.anchor,
             triples.positive,
             triples.negatives,
-            finite(self.temperature, "temperature", positive=True),
+            self.temperature,
             triples.ids,
             weight,
             _config.current_threads(),
@@ -555,6 +563,13 @@ class SpectralRegularization:
 
     def __repr__(self) -> str:
         return f"SpectralRegularization({self._weight!r}, mode={self._mode!r})"
+
+
+def _checked_temperature(value: Any) -> float:
+    temperature = finite(value, "temperature", positive=True)
+    if temperature < _COLDEST:
+        raise InvalidConfigError(f"temperature must be at least {_COLDEST}, got {value!r}")
+    return temperature
 
 
 def _is_list_of_matrices(x: list[Any] | tuple[Any, ...]) -> bool:
