@@ -38,6 +38,7 @@ _PACKAGES = {
     "performer_pytorch": "performer-pytorch",
     "geoopt": "geoopt",
     "ml_dtypes": "ml_dtypes",
+    "pytorch_metric_learning": "pytorch-metric-learning",
 }
 
 

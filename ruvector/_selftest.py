@@ -21,6 +21,7 @@ from ._selftest_ball import dual_space, hyperbolic
 from ._selftest_gradients import gradients
 from ._selftest_graph import edge_featured, hop_distances
 from ._selftest_linear import linear
+from ._selftest_losses import losses
 from ._selftest_moe import moe
 from ._selftest_reference import attention, bfloat16_bits, bfloat16_values
 from ._selftest_rope import graph_rope
@@ -396,5 +397,6 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "graph-rope": graph_rope,
     "hop_distances": hop_distances,
     "gradients": gradients,
+    "losses": losses,
     "utilities": _utilities,
 }

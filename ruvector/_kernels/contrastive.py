@@ -271,10 +271,16 @@ class _Batch:
             yield slice(None), self._spec
             return
         for block in _blocks(keys, len(ids.positive), _MASK):
-            yield block, self._masked(ids, slice(0, len(ids.positive)), block)
+            yield block, self._masked(ids, slice(0, len(ids.positive)), block, by_key=True)
 
-    def _masked(self, ids: Ids, rows: slice, keys: slice) -> AttentionSpec:
-        shown = ids.positive[rows, np.newaxis] != ids.negatives[keys]
+    def _masked(
+        self, ids: Ids, rows: slice, keys: slice, *, by_key: bool = False
+    ) -> AttentionSpec:
+        """Hide what is the same, laid out as the engine will read it: by rows or by keys."""
+        if by_key:
+            shown = (ids.negatives[keys, np.newaxis] != ids.positive[rows]).T
+        else:
+            shown = ids.positive[rows, np.newaxis] != ids.negatives[keys]
         if ids.negatives is ids.positive:
             # In the batch an anchor's own positive is among the keys.
             own = np.arange(max(rows.start, keys.start), min(rows.stop, keys.stop))

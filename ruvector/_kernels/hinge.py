@@ -178,14 +178,14 @@ class _Rows:
         closed = hinges <= 0
         if hidden is not None:
             closed |= hidden
-        hinges[closed] = 0
+        np.copyto(hinges, 0, where=closed)
         self._losses += hinges.sum(axis=1) * self._mean
         if self._share is None:
             return None
         self._open += distances.shape[1] - np.count_nonzero(closed, axis=1)
-        weights = _inverse(distances)
-        weights[closed] = 0
-        weights *= self._share[:, np.newaxis]
+        closed |= distances == 0
+        weights = self._share[:, np.newaxis] / distances
+        np.copyto(weights, 0, where=closed)
         return weights
 
     def finish(self, anchor: _Array | None, positive: _Array | None) -> None:
