@@ -209,7 +209,7 @@ class InfoNCELoss:
         >>> texts = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
         >>> loss = InfoNCELoss(1.0)
         >>> round(loss.compute(texts, texts), 3)
-        0.759
+        0.758
         >>> round(loss.compute(texts, texts, ids=[5, 6, 5]), 3)
         0.393
         """
