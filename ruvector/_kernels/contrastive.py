@@ -41,7 +41,7 @@ _Float64 = NDArray[np.float64]
 
 # Entries of a mask, and of an array of vectors, that are worked on at a time.
 _MASK = 1 << 24
-_NEGATIVES = 1 << 21
+_NEGATIVES = 1 << 19
 _BLOCK = 1 << 16
 
 
@@ -178,10 +178,21 @@ class _Batch:
             _kernels.softmax.attend(query, keys, values, out, lse, spec, self._threads)
             self._weigh(rows)
             if self._negatives_gradient is not None:
-                gradient = self._negatives_gradient[rows]
-                self._differentiate(query, keys, lse, rows, gradient.reshape(keys.shape), spec)
-                norms = self._norms[2].reshape(-1, count)[rows].ravel()
-                _through_norm(gradient.reshape(part.shape), unit, norms)
+                share = np.empty((len(keys), 1, 1, count), keys.dtype)
+                _kernels.softmax.weights(query, keys, share, spec, self._threads)
+                self._spread(rows, keys[:, 0], share[:, 0, 0])
+
+    def _spread(self, rows: slice, unit: _Array, share: _Array) -> None:
+        """Write the gradients of an anchor's own negatives: w P (a - (a.n) n) / (t |n|)."""
+        assert self._weight is not None
+        assert self._negatives_gradient is not None
+        anchor = self._anchor[rows]
+        share *= (self._weight[rows] / self._temperature).astype(share.dtype)[:, np.newaxis]
+        share /= self._norms[2].reshape(-1, share.shape[1])[rows]
+        gradient = self._negatives_gradient[rows]
+        along = share * np.einsum("bnd,bd->bn", unit, anchor)
+        np.multiply(unit, -along[..., np.newaxis], out=gradient)
+        gradient += share[..., np.newaxis] * anchor[:, np.newaxis]
 
     def gradients(self) -> InfoNCEGradients | None:
         """Finish the gradients, in place."""
@@ -230,34 +241,18 @@ class _Batch:
 
     def _key_gradient(self, keys: _Array, ids: Ids | None) -> _Array:
         """Return the gradient of unit keys: through L alone, as if values had no entries."""
-        gradient = np.empty_like(keys)
-        for block, spec in self._masked_keys(ids, len(keys)):
-            self._differentiate(
-                _headed(self._anchor),
-                _headed(keys[block]),
-                _headed(self._lse),
-                slice(None),
-                _headed(gradient[block]),
-                spec,
-            )
-        return gradient
-
-    def _differentiate(
-        self,
-        query: _Array,
-        keys: _Array,
-        lse: _Array,
-        rows: slice,
-        gradient: _Array,
-        spec: AttentionSpec,
-    ) -> None:
         assert self._weight is not None
-        grad_lse = self._weight[rows].astype(lse.dtype).reshape(lse.shape)
+        gradient = np.empty_like(keys)
+        query, lse = _headed(self._anchor), _headed(self._lse)
+        grad_lse = _headed(self._weight.astype(self._lse.dtype))
         nothing = np.empty((*lse.shape, 0), lse.dtype)
-        _kernels.softmax_backward.attend_backward(
-            query, keys, keys[..., :0], nothing, lse, nothing, grad_lse,
-            None, gradient, None, None, None, None, spec, self._threads,
-        )  # fmt: skip
+        for block, spec in self._masked_keys(ids, len(keys)):
+            key = _headed(keys[block])
+            _kernels.softmax_backward.attend_backward(
+                query, key, key[..., :0], nothing, lse, nothing, grad_lse, None,
+                _headed(gradient[block]), None, None, None, None, spec, self._threads,
+            )  # fmt: skip
+        return gradient
 
     def _masked_rows(self, ids: Ids | None, keys: int) -> Iterator[tuple[slice, AttentionSpec]]:
         if ids is None:
