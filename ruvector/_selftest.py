@@ -25,6 +25,7 @@ from ._selftest_losses import losses
 from ._selftest_moe import moe
 from ._selftest_reference import attention, bfloat16_bits, bfloat16_values
 from ._selftest_rope import graph_rope
+from ._selftest_training import optimizers
 from .attention import (
     DotProductAttention,
     FlashAttention,
@@ -398,5 +399,6 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "hop_distances": hop_distances,
     "gradients": gradients,
     "losses": losses,
+    "optimizers": optimizers,
     "utilities": _utilities,
 }

@@ -184,6 +184,20 @@ cdef extern from "simd/tiles.h" nogil:
         int (*store_distances)(const double *s, ptrdiff_t lds, int rows, int cols, void *out,
                                void *turned, ptrdiff_t ldo) noexcept nogil
 
+    ctypedef struct rv_sgd:
+        double rate, decay, keep, share, momentum
+        int nesterov
+
+    ctypedef struct rv_adam:
+        double rate, decay, shrink, beta1, beta2, root, epsilon
+
+    ctypedef struct rv_optim_tiles:
+        int real
+        void (*sgd)(void *p, const void *g, void *b, ptrdiff_t n,
+                    const rv_sgd *options) noexcept nogil
+        void (*adam)(void *p, const void *g, void *m, void *v, void *peak, ptrdiff_t n,
+                     const rv_adam *options) noexcept nogil
+
     ctypedef struct rv_table:
         const char *isa
         const rv_softmax_tiles *softmax[4]
@@ -195,6 +209,7 @@ cdef extern from "simd/tiles.h" nogil:
         const rv_row_tiles *rows[2]
         const rv_linear_tiles *linear[2]
         const rv_rotary_tiles *rotary[4]
+        const rv_optim_tiles *optim[2]
 
 
 cdef const rv_table *tiles() noexcept nogil

@@ -22,6 +22,7 @@ and in L of every row, without a value: a row that sees no key has ``o = 0`` and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,12 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "AdamSpec",
     "AttentionSpec",
     "BallSpec",
     "EdgeSpec",
     "FeatureSpec",
     "LinearState",
     "RotarySpec",
+    "SGDSpec",
 ]
 
 _Array = NDArray[Any]
@@ -191,3 +194,68 @@ class LinearState(NamedTuple):
     stabiliser: _Array
     value_sum: _Array
     num_keys: _Array
+
+
+@dataclass(frozen=True, slots=True)
+class SGDSpec:
+    """One step of gradient descent, with momentum where there are buffers.
+
+    With the gradient ``d = g + decay p``::
+
+        b = d                                     at the first step
+        b = momentum b + (1 - dampening) d        at the others
+        p = p - rate d                            without momentum
+        p = p - rate b                            with it
+        p = p - rate (d + momentum b)             with it, nesterov
+    """
+
+    rate: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    decay: float = 0.0
+    first: bool = False
+
+    @property
+    def keep(self) -> float:
+        """What of the buffer stays."""
+        return 0.0 if self.first else self.momentum
+
+    @property
+    def share(self) -> float:
+        """What of the gradient enters the buffer."""
+        return 1.0 if self.first else 1.0 - self.dampening
+
+
+@dataclass(frozen=True, slots=True)
+class AdamSpec:
+    """Step number `step` of Adam, counted from 1 (Kingma and Ba 2015, arXiv 1412.6980).
+
+    With the gradient ``d = g + decay p``::
+
+        m = beta1 m + (1 - beta1) d
+        v = beta2 v + (1 - beta2) d^2
+        w = max(w, v)                             with peaks (AMSGrad), else v
+        p = (1 - shrinkage) p - corrected_rate m / (root sqrt(w) + epsilon)
+
+    The moments start at zero, which the last two factors correct. They are computed in
+    float64, because ``1 - beta2`` to a power is mostly rounding in float32.
+    """
+
+    rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    step: int
+    decay: float = 0.0
+    shrinkage: float = 0.0
+
+    @property
+    def corrected_rate(self) -> float:
+        """The rate over the part of the first moment that is there yet."""
+        return self.rate / (1.0 - self.beta1**self.step)
+
+    @property
+    def root(self) -> float:
+        """One over the root of the part of the second moment that is there yet."""
+        return 1.0 / math.sqrt(1.0 - self.beta2**self.step)

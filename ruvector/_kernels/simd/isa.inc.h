@@ -27,6 +27,7 @@
 #include "softmax.inc.h"
 #include "graph.inc.h"
 #include "linear.inc.h"
+#include "optim.inc.h"
 
 #define S(name) RV_NAME(f32, name)
 #define ITEM float
@@ -84,6 +85,7 @@
 #include "softmax.inc.h"
 #include "graph.inc.h"
 #include "linear.inc.h"
+#include "optim.inc.h"
 
 #define S(name) RV_NAME(f64, name)
 #define ITEM double
@@ -219,6 +221,7 @@ const rv_table RV_TABLE_(RV_ISA) = {
     .graph = {[RV_F32] = &RV_NAME(f32, graph), [RV_F64] = &RV_NAME(f64, graph)},
     .rows = {[RV_F32] = &RV_NAME(f32, rows), [RV_F64] = &RV_NAME(f64, rows)},
     .linear = {[RV_F32] = &RV_NAME(f32, linear), [RV_F64] = &RV_NAME(f64, linear)},
+    .optim = {[RV_F32] = &RV_NAME(f32, optim), [RV_F64] = &RV_NAME(f64, optim)},
     .rotary = {
         [RV_F32] = &RV_NAME(f32, rotary),
         [RV_F64] = &RV_NAME(f64, rotary),

@@ -258,6 +258,25 @@ typedef struct rv_row_tiles {
                            void *turned, ptrdiff_t ldo);
 } rv_row_tiles;
 
+/* Options of one step; simd/optim.inc.h has the formulas. */
+typedef struct rv_sgd {
+    double rate, decay, keep, share, momentum;
+    int nesterov;
+} rv_sgd;
+
+typedef struct rv_adam {
+    double rate, decay, shrink, beta1, beta2, root, epsilon;
+} rv_adam;
+
+/* Steps of optimisers over n contiguous floats or doubles, in place. */
+typedef struct rv_optim_tiles {
+    int real;
+    /* b is null without momentum, peak without the running maximum of v */
+    void (*sgd)(void *p, const void *g, void *b, ptrdiff_t n, const rv_sgd *options);
+    void (*adam)(void *p, const void *g, void *m, void *v, void *peak, ptrdiff_t n,
+                 const rv_adam *options);
+} rv_optim_tiles;
+
 typedef struct rv_table {
     const char *isa;
     const rv_softmax_tiles *softmax[RV_NUM_DTYPES];
@@ -269,6 +288,7 @@ typedef struct rv_table {
     const rv_row_tiles *rows[2];    /* RV_F32, RV_F64 */
     const rv_linear_tiles *linear[2];
     const rv_rotary_tiles *rotary[RV_NUM_DTYPES];
+    const rv_optim_tiles *optim[2];
 } rv_table;
 
 #ifdef __cplusplus
