@@ -6,6 +6,8 @@ import reference_optim
 
 from ruvector.training import AdamOptimizer, AdamWOptimizer, SGDOptimizer
 
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
 CASES = [
     (SGDOptimizer, {}),
     (SGDOptimizer, {"weight_decay": 0.1}),
@@ -46,3 +48,7 @@ def expected(kind, options, params, gradients, rates):
 def rates(steps):
     """A rate that changes half-way."""
     return [0.02] * (steps // 2) + [0.005] * (steps - steps // 2)
+
+
+def gradients_of(rng, shape, steps, dtype="float64"):
+    return [rng.standard_normal(shape).astype(dtype) for _ in range(steps)]
