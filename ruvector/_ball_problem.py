@@ -133,7 +133,7 @@ class BallProblem:
                 means = np.empty((1, len(out[b, some]), width), out.dtype)
                 left = _kernels.hyperbolic.frechet_mean(
                     points,
-                    self._part(b, some).weights()[0],
+                    self.part(slice(b, b + 1), some).weights()[0],
                     means,
                     self.ball.curvature,
                     tolerance,
@@ -144,11 +144,17 @@ class BallProblem:
                 worst = max(worst, left)
         return worst
 
-    def _part(self, entry: int, rows: slice) -> BallProblem:
-        """Return the problem of some queries of one batch entry."""
-        query, key, value = (x[entry : entry + 1] for x in self.curved)
-        part = BallProblem(None, (query[:, :, rows], key, value), None, 1.0, self.ball)
-        here = (slice(entry, entry + 1), slice(None), rows)
+    def part(self, entries: slice, queries: slice) -> BallProblem:
+        """Return the problem of some queries of some batch entries."""
+        flat, curved = (
+            None
+            if arrays is None
+            else (arrays[0][entries, :, queries], arrays[1][entries], arrays[2][entries])
+            for arrays in (self.flat, self.curved)
+        )
+        assert curved is not None
+        part = BallProblem(flat, curved, None, 1.0, self.ball)
+        here = (entries, slice(None), queries)
         part.spec = replace(
             self.spec,
             mask=None if self.spec.mask is None else self.spec.mask[here],

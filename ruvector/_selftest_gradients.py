@@ -1,4 +1,8 @@
-"""The gradients of dense attention against their formula: cases for the self-test."""
+"""The gradients of attention for the self-test.
+
+Those of dense attention are compared with their formula, those in the ball and in dual space
+with central differences of the result.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from . import _kernels
 from ._config import num_threads
 from ._gradients import attention_backward
 from ._selftest_reference import attention
-from .attention import MultiHeadAttention
+from .attention import DualSpaceAttention, HyperbolicAttention, MultiHeadAttention
 from .functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
@@ -44,6 +48,7 @@ def gradients(rng: np.random.Generator) -> Iterator[Case]:
                 yield from _compared(rng, shape, dtype, label, options)
     yield from _threads(rng)
     yield from _classes(rng)
+    yield from _in_the_ball(rng)
 
 
 def _features(
@@ -159,3 +164,72 @@ def _classes(rng: np.random.Generator) -> Iterator[Case]:
     for ours, name in (("query", "query"), ("keys", "key"), ("values", "value")):
         joined = expected[name][0].swapaxes(0, 1).reshape(-1, dim)
         yield f"{ours}: MultiHeadAttention", got[ours], joined, TOLERANCE["float64"]
+
+
+# Attention with a part in the ball, over vectors of 8 numbers.
+_BALLS: tuple[tuple[str, Any], ...] = (
+    ("midpoint", lambda: _hyperbolic("midpoint", "ball")),
+    ("midpoint of tangents", lambda: _hyperbolic("midpoint", "tangent")),
+    ("Frechet mean", lambda: _hyperbolic("frechet", "tangent")),
+    ("dual space", lambda: DualSpaceAttention.simple_fused(8, 2, 1.0, 0.4)),
+)
+_STEP = 1e-5
+
+
+def _hyperbolic(aggregation: str, inputs: str) -> HyperbolicAttention:
+    return HyperbolicAttention(
+        8, 1.3, 0.7, aggregation, inputs, learn_curvature=True, learn_temperature=True, tol=1e-9
+    )
+
+
+def _in_the_ball(rng: np.random.Generator) -> Iterator[Case]:
+    for label, make in _BALLS:
+        attention = make()
+        for m, n in ((1, 1), (5, 33), (70, 40)):
+            given = [0.2 * rng.standard_normal((rows, 8)) for rows in (m, n, n)]
+            mask = rng.standard_normal((m, n))
+            grad, grad_lse = (
+                rng.standard_normal((m, 8)),
+                rng.standard_normal((m, 2) if label == "dual space" else m),
+            )
+            yield from _along_a_line(rng, attention, label, [*given, mask], grad, grad_lse)
+
+
+def _along_a_line(
+    rng: np.random.Generator,
+    attention: Any,
+    label: str,
+    given: list[Any],
+    grad: NDArray[Any],
+    grad_lse: NDArray[Any],
+) -> Iterator[Case]:
+    """Compare the slope in a random direction, and the gradients of float32 with those."""
+    query, keys, values, mask = given
+    _, got = attention.compute_with_gradients(
+        query, keys, values, grad, grad_lse=grad_lse, mask=mask
+    )
+    parameters = attention.parameters()
+    variables = [*given, *parameters.values()]
+    gradients = [got.query, got.keys, got.values, got.mask, *got.parameters.values()]
+    directions = [rng.standard_normal(x.shape) for x in variables]
+    slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    before = [x.copy() for x in variables]
+
+    def at(step: float) -> float:
+        for x, start, direction in zip(variables, before, directions, strict=True):
+            x[...] = start + step * direction
+        output, lse = attention.compute(query, keys, values, mask=mask, return_lse=True)
+        return float((output * grad).sum() + (lse * grad_lse).sum())
+
+    quotient = (at(_STEP) - at(-_STEP)) / (2 * _STEP)
+    for x, start in zip(variables, before, strict=True):
+        x[...] = start
+    shape = (len(query), len(keys))
+    # What a Frechet mean's tolerance leaves, over the step, and the step's own error.
+    yield f"slope: {label}, {shape}", np.array(slope), np.array(quotient), 1e-5
+    brief = [x.astype(np.float32) for x in given]
+    _, single = attention.compute_with_gradients(
+        *brief[:3], grad, grad_lse=grad_lse, mask=brief[3]
+    )
+    for name in ("query", "keys", "values", "mask"):
+        yield f"{name}: {label}, float32, {shape}", single[name], got[name], 1e-4

@@ -52,14 +52,18 @@ def _numpy(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarra
     return np.asarray(r / (1 + np.sqrt(1 - (r * r).sum(axis=-1, keepdims=True))))
 
 
-def _geoopt(ctx: Context, arrays: list[np.ndarray]) -> Side:
+def _geoopt(
+    ctx: Context, arrays: list[np.ndarray], grad_output: np.ndarray | None = None
+) -> Side:
     torch = ctx.peers.module("torch")
     ctx.peers.module("geoopt")
     geometry = ctx.peers.module("geoopt.manifolds.stereographic.math")
-    query, keys, values = (torch.from_numpy(x) for x in arrays)
+    query, keys, values = tensors = [
+        torch.from_numpy(x).requires_grad_(grad_output is not None) for x in arrays
+    ]
     curvature = torch.tensor(-1.0)
 
-    def call() -> Any:
+    def attend() -> Any:
         distance = geometry.dist(query[..., None, :], keys, k=curvature)
         weights = torch.softmax(-distance, dim=-1)
         shape = (*weights.shape, values.shape[-1])
@@ -67,7 +71,10 @@ def _geoopt(ctx: Context, arrays: list[np.ndarray]) -> Side:
             values.expand(shape), weights, reducedim=[-2], k=curvature
         )
 
-    return Local(call)
+    if grad_output is None:
+        return Local(attend)
+    given = torch.from_numpy(grad_output)
+    return Local(lambda: torch.autograd.grad(attend(), tensors, given))
 
 
 def _attention(queries: int | None, keys: int, dim: int, ctx: Context) -> Case:
@@ -80,6 +87,21 @@ def _attention(queries: int | None, keys: int, dim: int, ctx: Context) -> Case:
             "geoopt": lambda: _geoopt(ctx, arrays),
             "NumPy": lambda: Local(functools.partial(_numpy, *arrays)),
         },
+    )
+
+
+def _gradient(queries: int, keys: int, dim: int, ctx: Context) -> Case:
+    """Measure result and gradients together, as nothing of the forward is kept."""
+    *arrays, grad = _points(
+        ctx, (queries, dim), (keys, dim), (keys, dim), (queries, dim), norm=0.5
+    )
+    model = ruvector.HyperbolicAttention(dim)
+    return Case(
+        Local(
+            functools.partial(model.compute_with_gradients, *arrays, grad),
+            lambda result: [result[1][name] for name in ("query", "keys", "values")],
+        ),
+        {"geoopt": lambda: _geoopt(ctx, arrays, grad)},
     )
 
 
@@ -127,6 +149,11 @@ def rows() -> list[Row]:
             "HyperbolicAttention(64), 256 queries, 2000 keys",
             functools.partial(_attention, 256, 2000, 64),
             flops=4.0 * 256 * 2000 * 64,
+        ),
+        Row(
+            "HyperbolicAttention(64).compute_with_gradients, 256 queries, 1000 keys",
+            functools.partial(_gradient, 256, 1000, 64),
+            flops=18.0 * 256 * 1000 * 64,
         ),
         *(
             Row(

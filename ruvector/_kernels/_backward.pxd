@@ -13,9 +13,24 @@ cdef struct Gradients:
     Py_ssize_t bias_head, bias_row, bias_key
 
 
+cdef struct BallGradients:
+    # What a ball's points of one sequence get, contiguous reals: q (heads, lq, ball dim) and
+    # k (kv_heads, lk, ball dim), less x times `mass`, and beside each row the sums `mass` and
+    # `pairs` of simd/ball.inc.h; `distances` (heads, lq), which may be null, is
+    # log2(e) sum_j dS asinh(sqrt(u)).
+    char *q
+    char *q_mass
+    char *q_pairs
+    char *k
+    char *k_mass
+    char *k_pairs
+    char *distances
+
+
 cdef struct GradientSegment:
     # One sequence, all heads. lse may be null; `slopes` takes sum_j dS |pos - j| of each row
-    # as (heads, lq) reals, `delta` and `lse2` are scratch of that shape.
+    # as (heads, lq) reals, `delta` and `lse2` are scratch of that shape; with a ball `delta` is
+    # given.
     const char *out
     const char *lse
     char *q
@@ -25,6 +40,7 @@ cdef struct GradientSegment:
     char *slopes
     char *delta
     char *lse2
+    BallGradients ball
 
 
 cdef int run_backward(const Call *call, const Segment *segments, const Gradients *gradients,

@@ -6,6 +6,9 @@ a third, only where the gradient of a bias is wanted, adds dS into it. P is reco
 No two threads write the same row and every sum has one order, so results do not depend on the
 number of threads. Seven products instead of the least five buy that; memory is O(rows): D and
 L, and the scratch of each thread. The mathematics is in simd/backward.inc.h.
+
+With a ball both passes also take dS through the distances (_ball.pyx), where queries and keys
+change places; what they then give for each point is mapped to its row outside of them.
 """
 
 from cython.parallel cimport prange
@@ -16,7 +19,8 @@ from libc.string cimport memcpy, memset
 
 from cpython.exc cimport PyErr_CheckSignals
 
-from ruvector._kernels cimport _prefill
+from ruvector._kernels cimport _ball, _prefill
+from ruvector._kernels._ball cimport BallTile
 from ruvector._kernels._dispatch cimport rv_softmax_tiles
 from ruvector._kernels._openmp cimport team_size, thread_index
 from ruvector._kernels._prefill cimport Scratch, Tile
@@ -47,6 +51,10 @@ cdef struct Work:
     char *rows_v
     const void **pointers
     void **targets
+    # With a ball: keys across the lanes, sums [ball dim][cols] and lanes [3][cols].
+    BallTile ball_keys
+    char *ball_sums
+    char *ball_lanes
 
 
 cdef inline Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
@@ -60,6 +68,8 @@ cdef Py_ssize_t work_bytes(const Call *call) noexcept nogil:
     cdef Py_ssize_t total = aligned(_prefill.scratch_bytes(call)) + 64
     total += 2 * ((width + 2) * lane_row) + (3 * t.key_tile + 8) * lane_row
     total += aligned(t.key_tile * call.dim * t.real) + aligned(t.key_tile * call.dim_v * t.real)
+    if call.ball != NULL:
+        total += _ball.tile_bytes(call) + (call.ball.dim + 3) * lane_row
     return total + 2 * aligned(t.cols * sizeof(void *))
 
 
@@ -90,7 +100,12 @@ cdef void lay_out(const Call *call, char *memory, Work *work) noexcept nogil:
     work.rows_v = at
     at += aligned(t.key_tile * call.dim_v * t.real)
     work.pointers = <const void **> at
-    work.targets = <void **> (at + aligned(t.cols * sizeof(void *)))
+    at += aligned(t.cols * sizeof(void *))
+    work.targets = <void **> at
+    if call.ball != NULL:
+        at = _ball.lay_out_tile(call, at + aligned(t.cols * sizeof(void *)), &work.ball_keys)
+        work.ball_lanes = at
+        work.ball_sums = at + 3 * lane_row
 
 
 cdef inline char *lane_row(const Call *call, const Work *work, int index) noexcept nogil:
@@ -105,13 +120,15 @@ cdef void prepare_rows(const Call *call, const Segment *segment, const Gradients
     for i in range(segment.lq):
         at = head * segment.lq + i
         lse = real_at(call, segment.lse + head * call.lse_head + i * call.lse_row, 0)
+        set_real(call, want.lse2, at, 0 if lse == -INFINITY else lse * LOG2E)
+        if call.ball != NULL:
+            continue
         delta = g.tiles.row_dot(want.out + head * g.out_head + i * g.out_row,
                                 segment.out + head * call.out_head + i * call.out_row,
                                 call.dim_v)
         if want.lse != NULL:
             delta -= real_at(call, want.lse + head * g.lse_head + i * g.lse_row, 0)
         set_real(call, want.delta, at, delta)
-        set_real(call, want.lse2, at, 0 if lse == -INFINITY else lse * LOG2E)
 
 
 cdef inline const char *rows_as_reals(const Call *call, const char *rows, Py_ssize_t stride,
@@ -161,6 +178,7 @@ cdef void query_tile(const Call *call, const Segment *segment, const Gradients *
         set_real(call, ones, lane, 1.0)
     t.pack(work.pointers, tile.cols, call.dim_v, 1.0, work.packed_v)
     memset(work.sums, 0, call.dim * tile.cols * t.real)
+    clear_ball(call, work)
 
     if tile.sink == 0:
         first_key = tile.lower
@@ -176,12 +194,15 @@ cdef void query_tile(const Call *call, const Segment *segment, const Gradients *
                              call.k_row, call.dim, nk, False, work.rows, &ldk)
         values = rows_as_reals(call, segment.v + kv_head * call.v_head + first_key * call.v_row,
                                call.v_row, call.dim_v, nk, True, work.rows_v, &ldv)
+        if call.ball != NULL:
+            _ball.load_keys(call, segment, kv_head, first_key, nk, &work.scratch.ball)
         careful = _prefill.score_tile(call, segment, kv_head, start, tile, first_key, nk, keys,
                                       ldk, &work.scratch)
         if careful:
             careful = not t.all_finite(
                 segment.k + kv_head * call.k_head + first_key * call.k_row,
-                call.k_row // t.item, nk, call.dim)
+                call.k_row // t.item, nk, call.dim) or not ball_finite(
+                    call, nk, &work.scratch.ball)
         if careful:
             memcpy(work.raw, work.scratch.s, nk * tile.cols * t.real)
         g.tiles.exp(work.scratch.s, nk, tile.cols, lse2, 0)
@@ -206,6 +227,12 @@ cdef void query_tile(const Call *call, const Segment *segment, const Gradients *
                                  work.sums)
         else:
             t.accumulate(work.dp, tile.cols, keys, ldk, nk, call.dim, work.sums)
+        if call.ball != NULL:
+            _ball.differentiate_scores(
+                call, &tile.ball, nk, tile.cols, &work.scratch.ball, work.dp,
+                work.raw if careful else NULL, work.ball_sums, ball_row(call, work, 0),
+                ball_row(call, work, 1),
+                ball_row(call, work, 2) if want.ball.distances != NULL else NULL)
         first_key = last
     if into_bias:
         return
@@ -220,6 +247,35 @@ cdef void query_tile(const Call *call, const Segment *segment, const Gradients *
     if want.q != NULL:
         t.multiply(work.sums, <int> call.dim, tile.cols, call.scale)
         t.finish(work.sums, NULL, ones, tile.cols, tile.rows, call.dim, work.targets, NULL)
+    if call.ball != NULL:
+        for lane in range(tile.rows):
+            row = start + lane
+            i = (kv_head * call.group + row % call.group) * segment.lq + row // call.group
+            set_real(call, want.ball.q_mass, i, real_at(call, ball_row(call, work, 0), lane))
+            set_real(call, want.ball.q_pairs, i, real_at(call, ball_row(call, work, 1), lane))
+            if want.ball.distances != NULL:
+                set_real(call, want.ball.distances, i,
+                         real_at(call, ball_row(call, work, 2), lane))
+            work.targets[lane] = want.ball.q + i * call.ball.dim * t.real
+        t.finish(work.ball_sums, NULL, ones, tile.cols, tile.rows, call.ball.dim, work.targets,
+                 NULL)
+
+
+cdef inline char *ball_row(const Call *call, const Work *work, int index) noexcept nogil:
+    return work.ball_lanes + index * aligned(call.tiles.cols * call.tiles.real)
+
+
+cdef inline void clear_ball(const Call *call, Work *work) noexcept nogil:
+    if call.ball != NULL:
+        memset(work.ball_lanes, 0,
+               (call.ball.dim + 3) * aligned(call.tiles.cols * call.tiles.real))
+
+
+cdef inline bint ball_finite(const Call *call, int n,
+                             const _ball.BallScratch *scratch) noexcept nogil:
+    """Are the rows that take the place of keys all finite?"""
+    return call.ball == NULL or call.ball.reals.all_finite(
+        scratch.keys, scratch.ldk, n, call.ball.dim)
 
 
 cdef void add_to_bias(const Call *call, const Segment *segment, const Gradients *g,
@@ -287,6 +343,11 @@ cdef bint score_queries(const Call *call, const Segment *segment, int head, int6
     cdef Py_ssize_t i, key
     cdef int lane, j
     t.scores(work.packed, cols, queries, ldq, nq, call.dim, s)
+    if call.ball != NULL:
+        _ball.load_rows(call, segment.ball_q + head * call.ball.q_head
+                        + first_query * call.ball.q_row, call.ball.q_row, nq,
+                        &work.scratch.ball)
+        _ball.add_scores(call, &work.ball_keys, nq, cols, &work.scratch.ball, s)
     if call.softcap != 0:
         t.softcap(s, nq, cols, call.softcap * call.unit)
         memcpy(work.capped, s, nq * cols * t.real)
@@ -362,6 +423,10 @@ cdef void key_block(const Call *call, const Segment *segment, const Gradients *g
     t.pack(work.pointers, cols, call.dim_v, 1.0, work.packed_v)
     memset(work.sums, 0, call.dim * cols * t.real)
     memset(work.sums_v, 0, call.dim_v * cols * t.real)
+    clear_ball(call, &work)
+    if call.ball != NULL:
+        _ball.load_key_lanes(call, segment, kv_head, first_key, lanes, cols, &work.ball_keys,
+                             &work.scratch.ball)
 
     for head in range(kv_head * call.group, (kv_head + 1) * call.group):
         first_query = next_seer(call, segment, 0, first_key, first_key + lanes)
@@ -380,7 +445,8 @@ cdef void key_block(const Call *call, const Segment *segment, const Gradients *g
             if careful:
                 careful = not (
                     t.all_finite(stored, call.q_row // t.item, nq, call.dim)
-                    and t.all_finite(stored_out, g.out_row // t.item, nq, call.dim_v))
+                    and t.all_finite(stored_out, g.out_row // t.item, nq, call.dim_v)
+                    and ball_finite(call, nq, &work.scratch.ball))
             if careful:
                 memcpy(work.raw, s, nq * cols * t.real)
             g.tiles.exp(s, nq, cols, rows_lse, 1)
@@ -395,6 +461,11 @@ cdef void key_block(const Call *call, const Segment *segment, const Gradients *g
             else:
                 t.accumulate(s, cols, outs, ldo, nq, call.dim_v, work.sums_v)
                 t.accumulate(work.dp, cols, queries, ldq, nq, call.dim, work.sums)
+            if call.ball != NULL:
+                _ball.differentiate_scores(
+                    call, &work.ball_keys, nq, cols, &work.scratch.ball, work.dp,
+                    work.raw if careful else NULL, work.ball_sums, ball_row(call, &work, 0),
+                    ball_row(call, &work, 1), NULL)
             first_query = next_seer(call, segment, first_query + nq, first_key,
                                     first_key + lanes)
 
@@ -410,6 +481,14 @@ cdef void key_block(const Call *call, const Segment *segment, const Gradients *g
         for lane in range(lanes):
             work.targets[lane] = want.v + kv_head * g.v_head + (first_key + lane) * g.v_row
         t.finish(work.sums_v, NULL, ones, cols, lanes, call.dim_v, work.targets, NULL)
+    if call.ball != NULL:
+        for lane in range(lanes):
+            key = kv_head * segment.lk + first_key + lane
+            set_real(call, want.ball.k_mass, key, real_at(call, ball_row(call, &work, 0), lane))
+            set_real(call, want.ball.k_pairs, key,
+                     real_at(call, ball_row(call, &work, 1), lane))
+            work.targets[lane] = want.ball.k + key * call.ball.dim * t.real
+        t.finish(work.ball_sums, NULL, ones, cols, lanes, call.ball.dim, work.targets, NULL)
 
 
 # ---- all of it ------------------------------------------------------------------------
@@ -532,7 +611,7 @@ cdef int run_backward(const Call *call, const Segment *segments, const Gradients
             for h in prange(call.heads, schedule="static", num_threads=threads,
                             use_threads_if=threads > 1):
                 prepare_rows(call, segments + s, gradients, wanted + s, h)
-        if wanted[0].q != NULL or wanted[0].slopes != NULL:
+        if wanted[0].q != NULL or wanted[0].slopes != NULL or wanted[0].ball.q != NULL:
             run_pass(call, segments, gradients, wanted, count, False, memory, size, threads,
                      work)
         if wanted[0].k != NULL or wanted[0].v != NULL:

@@ -32,12 +32,21 @@ cdef char *lay_out(const Call *call, char *at, BallScratch *scratch) noexcept no
 cdef void load_queries(const Call *call, const Segment *segment, int kv_head, Py_ssize_t row,
                        int rows, int cols, BallTile *tile,
                        BallScratch *scratch) noexcept nogil
+cdef void load_key_lanes(const Call *call, const Segment *segment, int kv_head,
+                         int64_t first_key, int lanes, int cols, BallTile *tile,
+                         BallScratch *scratch) noexcept nogil
+cdef void load_rows(const Call *call, const char *stored, Py_ssize_t stride, int n,
+                    BallScratch *scratch) noexcept nogil
 cdef void load_keys(const Call *call, const Segment *segment, int kv_head, int64_t first_key,
                     int nk, BallScratch *scratch) noexcept nogil
 cdef void load_values(const Call *call, const Segment *segment, int kv_head,
                       int64_t first_key, int nk, BallScratch *scratch) noexcept nogil
 cdef void add_scores(const Call *call, const BallTile *tile, int nk, int cols,
                      const BallScratch *scratch, char *s) noexcept nogil
+cdef void differentiate_scores(const Call *call, const BallTile *tile, int nk, int cols,
+                               const BallScratch *scratch, char *ds, const char *raw,
+                               char *sums, char *mass, char *pairs,
+                               char *distance) noexcept nogil
 cdef void accumulate(const Call *call, int nk, int cols, char *p, const char *raw,
                      const BallScratch *scratch, char *o) noexcept nogil
 

@@ -78,15 +78,46 @@ cdef void load_queries(const Call *call, const Segment *segment, int kv_head, Py
                        BallScratch *scratch) noexcept nogil:
     """Pack x(q) of `rows` packed rows from `row` on; the lanes behind repeat the last one."""
     cdef const Ball *ball = call.ball
-    cdef const rv_softmax_tiles *t = call.tiles
-    cdef Py_ssize_t wide = aligned(ball.dim * t.real) + 64, r, d
-    cdef const void **pointers = <const void **> (scratch.wide + t.cols * wide)
-    cdef const char *stored
+    cdef const void **pointers = lane_pointers(call, scratch)
+    cdef Py_ssize_t r
     cdef int lane, head
     for lane in range(cols):
         r = row + min(lane, rows - 1)
         head = kv_head * call.group + <int> (r % call.group)
-        stored = segment.ball_q + head * ball.q_head + (r // call.group) * ball.q_row
+        pointers[lane] = (segment.ball_q + head * ball.q_head
+                          + (r // call.group) * ball.q_row)
+    pack_lanes(call, cols, tile, scratch)
+
+
+cdef void load_key_lanes(const Call *call, const Segment *segment, int kv_head,
+                         int64_t first_key, int lanes, int cols, BallTile *tile,
+                         BallScratch *scratch) noexcept nogil:
+    """Pack the points of `lanes` keys from `first_key` on as those of queries."""
+    cdef const void **pointers = lane_pointers(call, scratch)
+    cdef int lane
+    for lane in range(cols):
+        pointers[lane] = (segment.ball_k + kv_head * call.ball.k_head
+                          + (first_key + min(lane, lanes - 1)) * call.ball.k_row)
+    pack_lanes(call, cols, tile, scratch)
+
+
+cdef inline const void **lane_pointers(const Call *call,
+                                       const BallScratch *scratch) noexcept nogil:
+    cdef Py_ssize_t wide = aligned(call.ball.dim * call.tiles.real) + 64
+    return <const void **> (scratch.wide + call.tiles.cols * wide)
+
+
+cdef void pack_lanes(const Call *call, int cols, BallTile *tile,
+                     BallScratch *scratch) noexcept nogil:
+    """Pack the points of the stored rows that the lanes' pointers lead to."""
+    cdef const Ball *ball = call.ball
+    cdef const rv_softmax_tiles *t = call.tiles
+    cdef Py_ssize_t wide = aligned(ball.dim * t.real) + 64, d
+    cdef const void **pointers = lane_pointers(call, scratch)
+    cdef const char *stored
+    cdef int lane
+    for lane in range(cols):
+        stored = <const char *> pointers[lane]
         ball.tiles.square_norms(stored, 0, 1, ball.dim, 0 if ball.tangent else ball.curvature,
                                 scratch.norms + lane)
         pointers[lane] = scratch.wide + lane * wide
@@ -104,14 +135,22 @@ cdef void load_keys(const Call *call, const Segment *segment, int kv_head, int64
                     int nk, BallScratch *scratch) noexcept nogil:
     """Find the factors of nk keys, and their rows as reals."""
     cdef const Ball *ball = call.ball
-    cdef Py_ssize_t ld = ball.k_row // call.tiles.item
-    scratch.keys = segment.ball_k + kv_head * ball.k_head + first_key * ball.k_row
+    load_rows(call, segment.ball_k + kv_head * ball.k_head + first_key * ball.k_row,
+              ball.k_row, nk, scratch)
+
+
+cdef void load_rows(const Call *call, const char *stored, Py_ssize_t stride, int n,
+                    BallScratch *scratch) noexcept nogil:
+    """Find the factors of n rows that take the place of keys, and the rows as reals."""
+    cdef const Ball *ball = call.ball
+    cdef Py_ssize_t ld = stride // call.tiles.item
+    scratch.keys = stored
     scratch.ldk = ld
-    ball.tiles.square_norms(scratch.keys, ld, nk, ball.dim,
-                            0 if ball.tangent else ball.curvature, scratch.norms)
-    ball.tiles.rows(scratch.norms, nk, ball.curvature, ball.tangent, &scratch.key_rows)
+    ball.tiles.square_norms(stored, ld, n, ball.dim, 0 if ball.tangent else ball.curvature,
+                            scratch.norms)
+    ball.tiles.rows(scratch.norms, n, ball.curvature, ball.tangent, &scratch.key_rows)
     if ball.tiles.load != NULL:
-        ball.tiles.load(scratch.keys, ld, nk, ball.dim, scratch.key_tile)
+        ball.tiles.load(stored, ld, n, ball.dim, scratch.key_tile)
         scratch.keys = scratch.key_tile
         scratch.ldk = ball.dim
 
@@ -139,6 +178,26 @@ cdef void add_scores(const Call *call, const BallTile *tile, int nk, int cols,
     ball.reals.scores(tile.qt, cols, scratch.keys, scratch.ldk, nk, ball.dim, scratch.dot)
     ball.tiles.scores(s, scratch.dot, tile.qt, cols, scratch.keys, scratch.ldk, nk, ball.dim,
                       &tile.rows, &scratch.key_rows, ball.curvature, ball.scale)
+
+
+cdef void differentiate_scores(const Call *call, const BallTile *tile, int nk, int cols,
+                               const BallScratch *scratch, char *ds, const char *raw,
+                               char *sums, char *mass, char *pairs,
+                               char *distance) noexcept nogil:
+    """Take dS[nk][cols], which is consumed, through the distances that were added last.
+
+    sums[dim][cols] takes what the other points do; mass, pairs and distance, which may be
+    null, are sums of each lane. `raw` is null or the scores.
+    """
+    cdef const Ball *ball = call.ball
+    ball.tiles.slopes(ds, scratch.dot, tile.qt, cols, scratch.keys, scratch.ldk, nk, ball.dim,
+                      &tile.rows, &scratch.key_rows, ball.curvature, ball.scale, mass, pairs,
+                      distance)
+    if raw != NULL:
+        ball.reals.accumulate_visible(ds, raw, cols, scratch.keys, scratch.ldk, nk, ball.dim,
+                                      sums)
+    else:
+        ball.reals.accumulate(ds, cols, scratch.keys, scratch.ldk, nk, ball.dim, sums)
 
 
 cdef void accumulate(const Call *call, int nk, int cols, char *p, const char *raw,

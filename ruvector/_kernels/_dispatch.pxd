@@ -88,6 +88,10 @@ cdef extern from "simd/tiles.h" nogil:
                        ptrdiff_t ldk, int nk, ptrdiff_t dim, const rv_ball_rows *queries,
                        const rv_ball_rows *keys, double curvature,
                        double scale) noexcept nogil
+        void (*slopes)(void *ds, const void *dot, const void *qt, int cols, const void *k,
+                       ptrdiff_t ldk, int nk, ptrdiff_t dim, const rv_ball_rows *queries,
+                       const rv_ball_rows *keys, double curvature, double scale, void *mass,
+                       void *pairs, void *distance) noexcept nogil
         void (*weigh)(void *p, const void *scores, int nk, int cols,
                       const rv_ball_rows *values, void *excess) noexcept nogil
         int (*row_squares)(void *d2, int nk, const rv_ball_rows *query, int row,

@@ -13,10 +13,14 @@ from libc.string cimport memset
 from ruvector._kernels cimport _dispatch
 from ruvector._kernels._backward cimport Gradients, GradientSegment, run_backward
 from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64
-from ruvector._kernels._problem cimport Call, Segment
-from ruvector._kernels.softmax cimport batch_segments, cut_segments, describe
+from ruvector._kernels._problem cimport Ball, Call, Segment
+from ruvector._kernels.softmax cimport (
+    ball_segments, batch_segments, cut_segments, describe, describe_ball,
+)
 
 import numpy as np
+
+from ruvector._kernels.fallback import _ball_backward, _ball_sums, _storage
 
 cnp.import_array()
 
@@ -175,6 +179,102 @@ def attend_backward(cnp.ndarray query not None, cnp.ndarray key not None,
     finally:
         free(wanted)
         free(segments)
+
+
+def attend_ball_backward(query, key, value, cnp.ndarray ball_query not None,
+                         cnp.ndarray ball_key not None, ball_value, state,
+                         cnp.ndarray lse not None, grad_state, grad_lse, grad_weights,
+                         grad_query, grad_key, grad_value, cnp.ndarray grad_ball_query not None,
+                         cnp.ndarray grad_ball_key not None, grad_ball_value, grad_bias,
+                         grad_parameters, spec, ball, int threads):
+    """Compute the gradients of the attention state with a part in a Poincare ball."""
+    if grad_weights is not None or (spec.scale == 0 and grad_parameters is not None):
+        # The means that weights alone belong to are searched for in NumPy, too. Without a
+        # scale the sums that its gradient is read from are 0.
+        _ball_backward.attend_ball_backward(
+            query, key, value, ball_query, ball_key, ball_value, state, lse, grad_state,
+            grad_lse, grad_weights, grad_query, grad_key, grad_value, grad_ball_query,
+            grad_ball_key, grad_ball_value, grad_bias, grad_parameters, spec, ball, threads)
+        return
+    if query is None:
+        query, key = ball_query[..., :0], ball_key[..., :0]
+    given = tuple(reals(x) for x in (query, key, ball_query, ball_key))
+    with np.errstate(all="ignore"):
+        sums = _ball_sums.CompiledSums(
+            given, value, ball_value, state, lse, grad_state, grad_lse, ball,
+            grad_parameters is not None)
+        run_ball(given, sums, grad_bias, spec, ball, threads)
+        sums.store(
+            (query, key, value, ball_query, ball_key, ball_value),
+            (grad_query, grad_key, grad_value, grad_ball_query, grad_ball_key,
+             grad_ball_value),
+            grad_parameters, spec, ball)
+
+
+cdef reals(x):
+    """The array in its compute type, with contiguous rows."""
+    wide = _storage.widen(x)
+    return wide if wide is not x or wide.strides[3] == wide.itemsize else (
+        np.ascontiguousarray(wide))
+
+
+cdef int run_ball(given, sums, grad_bias, spec, ball, int threads) except -1:
+    """Run both passes over arrays of reals."""
+    cdef cnp.ndarray query = given[0], key = given[1], points = given[2], others = given[3]
+    cdef cnp.ndarray rows = sums.rows, state = sums.state, lse = sums.lse
+    cdef Call call
+    cdef Ball part
+    cdef Gradients g
+    cdef Segment *segments
+    cdef GradientSegment *wanted
+    cdef Py_ssize_t batch = cnp.PyArray_DIM(points, 0), b
+    describe_ball(&call, &part, query, key, points, others, spec, ball)
+    if batch == 0 or call.heads == 0 or cnp.PyArray_DIM(points, 2) == 0:
+        return 0
+    memset(&g, 0, sizeof(Gradients))
+    dtype = RV_F64 if call.tiles.real == 8 else RV_F32
+    g.tiles = _dispatch.tiles().backward[<int> dtype]
+    call.tiles = _dispatch.tiles().wide[<int> dtype]
+    call.dim_v = cnp.PyArray_DIM(rows, 3)
+    call.v_head, call.v_row = stride(rows, 1), stride(rows, 2)
+    call.out_head, call.out_row = stride(state, 1), stride(state, 2)
+    call.lse_head, call.lse_row = stride(lse, 1), stride(lse, 2)
+    flat = call.dim > 0
+    fill_strides(&g, sums.grad_state, None, sums.of_query if flat else None,
+                 sums.of_key if flat else None, sums.of_rows, grad_bias)
+    scratch = np.empty((batch, call.heads, cnp.PyArray_DIM(points, 2)), lse.dtype)
+    segments = ball_segments(batch, query, key, points, others, spec)
+    wanted = <GradientSegment *> malloc(batch * sizeof(GradientSegment))
+    try:
+        if wanted == NULL:
+            raise MemoryError("no memory for the attention engine's segments")
+        memset(wanted, 0, batch * sizeof(GradientSegment))
+        for b in range(batch):
+            segments[b].v = data(rows) + b * stride(rows, 0)
+            segments[b].out = data(state) + b * stride(state, 0)
+            segments[b].lse = data(lse) + b * stride(lse, 0)
+            place(wanted + b, b, sums.grad_state, None, sums.of_query if flat else None,
+                  sums.of_key if flat else None, sums.of_rows, grad_bias)
+            wanted[b].delta = entry(sums.delta, b)
+            wanted[b].lse2 = entry(scratch, b)
+            wanted[b].ball.q = entry(sums.by_query.others, b)
+            wanted[b].ball.q_mass = entry(sums.by_query.mass, b)
+            wanted[b].ball.q_pairs = entry(sums.by_query.pairs, b)
+            wanted[b].ball.k = entry(sums.by_key.others, b)
+            wanted[b].ball.k_mass = entry(sums.by_key.mass, b)
+            wanted[b].ball.k_pairs = entry(sums.by_key.pairs, b)
+            if sums.distances is not None:
+                wanted[b].ball.distances = entry(sums.distances, b)
+        with nogil:
+            run_backward(&call, segments, &g, wanted, batch, threads)
+    finally:
+        free(wanted)
+        free(segments)
+    return 0
+
+
+cdef inline char *entry(cnp.ndarray array, Py_ssize_t b) noexcept:
+    return data(array) + b * stride(array, 0)
 
 
 cdef by_head(sums, const Segment *segments, Py_ssize_t count, int heads):

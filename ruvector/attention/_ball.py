@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arrays import Array, cast, compute_dtype, floating
+from .._ball_backward import BallTargets, Parameters, differentiate_midpoint
 from .._ball_problem import BallProblem
 from .._checks import curvature_of
 from .._states import merge_states
 from ..errors import DimensionMismatchError, InvalidConfigError
 from ._parameters import Learned
-from .base import Attention, Inputs
+from .base import Attention, Gradients, Inputs
 
 __all__ = ["BallAttention", "ball_curvature"]
 
@@ -177,8 +178,56 @@ class BallAttention(Learned, Attention):
     ) -> tuple[Array | None, Array | None]:
         problem = self._problem(inputs, mask, **options)
         state, lse = problem.attend(return_lse)
+        if "kept" in options:
+            options["kept"].append(state)
         self._finish(state, out)
         return lse, problem.weights() if return_weights else None
+
+    def _compute_with_gradients(
+        self,
+        inputs: Inputs,
+        grad_output: ArrayLike,
+        grad_lse: ArrayLike | None,
+        mask: ArrayLike | None,
+        return_lse: bool,
+        return_weights: bool,
+        out: Array | None,
+        **options: Any,
+    ) -> tuple[Any, Gradients]:
+        # The gradient starts from the state that the output was finished from.
+        return super()._compute_with_gradients(
+            inputs, grad_output, grad_lse, mask, return_lse, return_weights, out,
+            kept=[], **options,
+        )  # fmt: skip
+
+    def _differentiate(
+        self,
+        inputs: Inputs,
+        mask: Array | None,
+        output: Array,
+        lse: Array | None,
+        grad_output: Array,
+        grad_lse: Array | None,
+        **options: Any,
+    ) -> Gradients:
+        assert lse is not None
+        problem = self._problem(inputs, mask, **options)
+        query, keys, values = inputs.new_gradients()
+        mask_gradient = inputs.new_mask_gradient(mask)
+        flat, curved = self._by_space(query, keys, values)
+        own = self._by_space(grad_output)
+        numbers = differentiate_midpoint(
+            problem,
+            options["kept"][0],
+            lse,
+            (None if own[0] is None else own[0][0], own[1][0]),
+            grad_lse,
+            BallTargets(flat, curved, mask_gradient),
+            to_tangent=flat is not None,
+            parameters=bool(self._parameters),
+        )
+        parameters = self._parameter_gradients(numbers, **options)
+        return Gradients(query, keys, values, mask_gradient, parameters=parameters)
 
     def _work_dtype(self, inputs: Inputs) -> np.dtype[Any]:
         return compute_dtype(inputs.query.dtype)
@@ -193,6 +242,14 @@ class BallAttention(Learned, Attention):
     @abstractmethod
     def _problem(self, inputs: Inputs, mask: Array | None, **options: Any) -> BallProblem:
         """Return what kernels take of a call."""
+
+    @abstractmethod
+    def _by_space(self, *arrays: Array) -> tuple[tuple[Array, ...] | None, tuple[Array, ...]]:
+        """View vectors by heads: their parts outside of the ball, if any, and those in it."""
+
+    @abstractmethod
+    def _parameter_gradients(self, numbers: Parameters, **options: Any) -> dict[str, Array]:
+        """Turn the gradients of a problem's numbers into those of the parameters."""
 
     @abstractmethod
     def _finish(self, state: Array, out: Array) -> None:

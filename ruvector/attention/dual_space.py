@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from .. import _config, _kernels
 from .._arrays import Array, compute_dtype
+from .._ball_backward import Parameters
 from .._ball_problem import BallProblem
 from .._checks import finite, flag, integer, settings
 from .._kernels.spec import BallSpec
@@ -269,7 +270,7 @@ class DualSpaceAttention(BallAttention):
             As :meth:`compute`.
         """
         inputs = Inputs(query, keys, keys, self._dim)
-        flat, curved = self._parts(inputs.query, inputs.keys)
+        flat, curved = self._by_space(inputs.query, inputs.keys)
         shape = (*flat[0].shape[:3], inputs.keys.shape[1])
         dtype = compute_dtype(inputs.query.dtype)
         scores = np.empty(shape, dtype), np.empty(shape, dtype)
@@ -289,8 +290,7 @@ class DualSpaceAttention(BallAttention):
     def _scale(self) -> float:
         return float((self.euclidean_dim // self._heads) ** -0.5)
 
-    def _parts(self, *arrays: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Return the Euclidean and the hyperbolic parts of arrays, by heads."""
+    def _by_space(self, *arrays: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         width, heads = self.euclidean_dim, self._heads
         flat = tuple(by_head(x[..., :width], heads) for x in arrays)
         return flat, tuple(by_head(x[..., width:], heads) for x in arrays)
@@ -302,7 +302,7 @@ class DualSpaceAttention(BallAttention):
                 f"parts, got {inputs.values.shape[-1]}"
             )
         weight, temperature = self.fusion_weight, self.temperature
-        flat, curved = self._parts(inputs.query, inputs.keys, inputs.values)
+        flat, curved = self._by_space(inputs.query, inputs.keys, inputs.values)
         if mask is not None:
             mask = np.broadcast_to(mask, (len(mask), self._heads, *mask.shape[2:]))
         return BallProblem(
@@ -313,8 +313,16 @@ class DualSpaceAttention(BallAttention):
             BallSpec(self.curvature, weight / temperature, True),
         )
 
+    def _parameter_gradients(self, numbers: Parameters, **options: Any) -> dict[str, Array]:
+        if not self._parameters:
+            return {}
+        weight = self.fusion_weight
+        by_weight = numbers.distance_scale - self._scale() * numbers.scale
+        gradient = by_weight / self.temperature * weight * (1 - weight)
+        return {"fusion_logit": np.array(gradient)}
+
     def _finish(self, state: Array, out: Array) -> None:
-        (flat,), (curved,) = self._parts(out)
+        (flat,), (curved,) = self._by_space(out)
         width = flat.shape[3]
         flat[...] = state[..., :width]
         points = np.empty((math.prod(curved.shape[:3]), curved.shape[3]), out.dtype)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from .. import _config, _kernels
 from .._arrays import FLOAT32, Array
+from .._ball_backward import BallTargets, Parameters, differentiate_frechet
 from .._ball_problem import BallProblem
 from .._checks import finite, flag, integer, one_of
 from .._hyperbolic import largest_norm
@@ -18,7 +19,7 @@ from .._hyperbolic_means import warn_unless_converged
 from .._kernels.spec import AttentionSpec, BallSpec
 from ..errors import InvalidConfigError
 from ._ball import BallAttention, ball_curvature
-from .base import Inputs
+from .base import Gradients, Inputs
 
 __all__ = ["HyperbolicAttention"]
 
@@ -238,6 +239,59 @@ class HyperbolicAttention(BallAttention):
             inputs, mask, return_lse, return_weights, out, temperature=temperature
         )
 
+    def compute_with_gradients(
+        self,
+        query: ArrayLike,
+        keys: ArrayLike,
+        values: ArrayLike,
+        grad_output: ArrayLike,
+        *,
+        grad_lse: ArrayLike | None = None,
+        temperature: float | None = None,
+        mask: ArrayLike | None = None,
+        return_lse: bool = False,
+        return_weights: bool = False,
+        out: Array | None = None,
+    ) -> tuple[Any, Gradients]:
+        """Attend, and give the gradient in everything that was attended with.
+
+        Parameters
+        ----------
+        query, keys, values, mask, return_lse, return_weights, out
+            As in :meth:`compute`.
+        grad_output : array_like, shape (dim_v,), (m, dim_v) or (B, m, dim_v)
+            Gradient of the output.
+        grad_lse : array_like, optional
+            Gradient of the log-sum-exp, in its shape, where something depends on it.
+        temperature : float, optional
+            As in :meth:`compute_with_temperature`; a learned one then has the gradient 0.
+
+        Returns
+        -------
+        result : ndarray or tuple of ndarray
+            What :meth:`compute` returns.
+        gradients : Gradients
+            As :meth:`Attention.compute_with_gradients` gives it, through the map into the
+            ball: a vector that is shortened has no gradient along itself. Where a query lies
+            on a key, the distance between them has none. `parameters` holds ``curvature``
+            and ``temperature`` where they are learned. A Frechet mean is differentiated as
+            the exact one [3]_.
+
+        Raises
+        ------
+        InvalidConfigError
+            If the temperature is not a positive finite number.
+        DimensionMismatchError, EmptyInputError, InvalidMaskError, TypeError
+            As :meth:`compute`.
+        """
+        options = {}
+        if temperature is not None:
+            options["temperature"] = finite(temperature, "temperature", positive=True)
+        inputs = Inputs(query, keys, values, self._dim)
+        return self._compute_with_gradients(
+            inputs, grad_output, grad_lse, mask, return_lse, return_weights, out, **options
+        )
+
     def _single(self, query: Any, keys: Any, values: Any) -> Array | None:
         if not (
             type(query) is type(keys) is type(values) is np.ndarray
@@ -299,6 +353,51 @@ class HyperbolicAttention(BallAttention):
         lse = problem.lse() if return_lse else None
         return lse, problem.weights() if return_weights else None
 
+    def _differentiate(
+        self,
+        inputs: Inputs,
+        mask: Array | None,
+        output: Array,
+        lse: Array | None,
+        grad_output: Array,
+        grad_lse: Array | None,
+        **options: Any,
+    ) -> Gradients:
+        if self._aggregation == "midpoint":
+            return super()._differentiate(
+                inputs, mask, output, lse, grad_output, grad_lse, **options
+            )
+        assert lse is not None
+        query, keys, values = inputs.new_gradients()
+        mask_gradient = inputs.new_mask_gradient(mask)
+        numbers = differentiate_frechet(
+            self._problem(inputs, mask, **options),
+            output,
+            lse,
+            grad_output,
+            grad_lse,
+            BallTargets(None, self._by_space(query, keys, values)[1], mask_gradient),
+            parameters=bool(self._parameters),
+        )
+        parameters = self._parameter_gradients(numbers, **options)
+        return Gradients(query, keys, values, mask_gradient, parameters=parameters)
+
+    def _by_space(self, *arrays: Array) -> tuple[None, tuple[Array, ...]]:
+        return None, tuple(x[:, np.newaxis] for x in arrays)
+
+    def _parameter_gradients(
+        self, numbers: Parameters, temperature: float | None = None, **_: Any
+    ) -> dict[str, Array]:
+        gradients = {}
+        if self._learn_curvature:
+            sign = np.sign(self._parameters["curvature"])
+            gradients["curvature"] = np.array(sign * numbers.curvature)
+        if self._learn_temperature:
+            # A call's own temperature leaves the learned one without influence.
+            own = 0.0 if temperature is not None else -(self.temperature**-2.0)
+            gradients["temperature"] = np.array(own * numbers.distance_scale)
+        return gradients
+
     def _ball(self, temperature: float) -> BallSpec:
         return BallSpec(self.curvature, 1 / temperature, self._inputs == "tangent")
 
@@ -306,8 +405,7 @@ class HyperbolicAttention(BallAttention):
         self, inputs: Inputs, mask: Array | None, temperature: float | None = None, **_: Any
     ) -> BallProblem:
         ball = self._ball(self.temperature if temperature is None else temperature)
-        arrays = (inputs.query, inputs.keys, inputs.values)
-        query, keys, values = (x[:, np.newaxis] for x in arrays)
+        query, keys, values = self._by_space(inputs.query, inputs.keys, inputs.values)[1]
         return BallProblem(None, (query, keys, values), mask, 1.0, ball)
 
     def _finish(self, state: Array, out: Array) -> None:

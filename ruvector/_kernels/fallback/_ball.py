@@ -25,6 +25,7 @@ __all__ = [
     "KeyPoints",
     "Points",
     "ValueRows",
+    "largest_radius",
     "midpoint",
     "place",
     "points",
@@ -74,6 +75,11 @@ class Points(NamedTuple):
         )
 
 
+def largest_radius(curvature: float) -> float:
+    """Give the norm that rows are shortened to."""
+    return max(float(1 / np.sqrt(curvature)) - _MARGIN, 0.0)
+
+
 def place(square_norm: _Float64, curvature: float, tangent: bool) -> tuple[_Float64, _Float64]:
     """Find where rows of given squared norms lie in the ball.
 
@@ -92,7 +98,7 @@ def place(square_norm: _Float64, curvature: float, tangent: bool) -> tuple[_Floa
         ``1 - c|x|^2`` of that point.
     """
     root = np.sqrt(curvature)
-    limit = max(1 / root - _MARGIN, 0.0)
+    limit = largest_radius(curvature)
     norm = np.sqrt(square_norm)
     if tangent:
         angle = root * norm
@@ -179,8 +185,22 @@ class Distances:
         self._keys, self._spec, self._unit = keys, part.spec, unit
         self._queries = points(part.query[place], part.spec).reshape(*lines)
 
-    def subtract_from(self, scores: _Array, start: int, stop: int) -> None:
-        """Subtract what the distance from the keys `start` to `stop` counts."""
+    @property
+    def queries(self) -> Points:
+        """The block's queries as they lie in a tile."""
+        return self._queries
+
+    def keys(self, start: int, stop: int) -> Points:
+        """Give the keys `start` to `stop` of every head."""
+        return self._keys.tile(start, stop)
+
+    def subtract_from(
+        self, scores: _Array, start: int, stop: int, ratios: _Float64 | None = None
+    ) -> None:
+        """Subtract what the distance from the keys `start` to `stop` counts.
+
+        `ratios`, flat and at least as long as `scores`, takes ``sinh(sqrt(c) d / 2)^2``.
+        """
         queries, keys, spec = self._queries, self._keys.tile(start, stop), self._spec
         z = queries.square_norm[..., :, np.newaxis] + keys.square_norm[..., np.newaxis, :]
         square = np.matmul(queries.x, keys.x.swapaxes(-1, -2))
@@ -192,6 +212,8 @@ class Distances:
             sum_differences(square, np.nonzero(near), queries.x, keys.x)
         square *= spec.curvature / queries.inside[..., :, np.newaxis]
         square /= keys.inside[..., np.newaxis, :]
+        if ratios is not None:
+            ratios[: square.size] = square.ravel()
         np.sqrt(square, out=square)
         distance = square.astype(scores.dtype, copy=False)
         np.arcsinh(distance, out=distance)

@@ -235,6 +235,12 @@ class Block:
         return self._query
 
     @property
+    def ball(self) -> _ball.Distances:
+        """The block's part in the ball, where the problem has one."""
+        assert self._ball is not None
+        return self._ball
+
+    @property
     def tile_size(self) -> int:
         """Numbers that a tile holds at most."""
         return int(prod(self.lines) * self._step)
@@ -254,20 +260,29 @@ class Block:
         distance: _Array = np.abs(self._positions[:, np.newaxis] - np.arange(start, stop))
         return distance.astype(self._query.dtype)
 
-    def tiles(self, capped: _Array | None = None) -> Iterator[Tile]:
+    def tiles(
+        self, capped: _Array | None = None, ratios: NDArray[np.float64] | None = None
+    ) -> Iterator[Tile]:
         """Score the keys that some row of the block may see, in ascending order.
 
         With a softcap, `capped` takes ``tanh(s / softcap)`` of the tile that is yielded: a
-        flat array of `tile_size`.
+        flat array of `tile_size`. With a ball, `ratios` takes what
+        :meth:`_ball.Distances.subtract_from` says.
         """
         for first, last in self._ranges:
             for start in range(first, last, self._step):
                 stop = min(start + self._step, last)
-                scores = self._scores(start, stop, capped)
+                scores = self._scores(start, stop, capped, ratios)
                 if scores is not None:
                     yield Tile(start, stop, scores)
 
-    def _scores(self, start: int, stop: int, capped: _Array | None) -> _Array | None:
+    def _scores(
+        self,
+        start: int,
+        stop: int,
+        capped: _Array | None,
+        ratios: NDArray[np.float64] | None,
+    ) -> _Array | None:
         mask = self._columns(self._mask, start, stop)
         if mask is not None and not mask.any():
             return None
@@ -276,7 +291,7 @@ class Block:
         np.matmul(self._query, self._keys.tile(start, stop).swapaxes(-1, -2), out=tile)
 
         if self._ball is not None:
-            self._ball.subtract_from(tile, start, stop)
+            self._ball.subtract_from(tile, start, stop, ratios)
 
         scores = tile.reshape(*self.shape, stop - start)
         if self._softcap is not None:

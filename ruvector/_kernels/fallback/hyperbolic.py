@@ -26,7 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvector._kernels.fallback import _ball
+from ruvector._kernels.fallback._ball_derivatives import midpoint_backward, to_ball_backward
 from ruvector._kernels.fallback._means import einstein_midpoint, frechet_mean
+from ruvector._kernels.fallback._means_backward import frechet_mean_backward
 from ruvector._kernels.fallback._threads import blas_threads
 from ruvector._kernels.fallback._tiles import blocks
 from ruvector._kernels.spec import AttentionSpec, BallSpec
@@ -37,10 +39,12 @@ __all__ = [
     "exp_map",
     "expmap0",
     "frechet_mean",
+    "frechet_mean_backward",
     "log_map",
     "logmap0",
     "lorentz_to_poincare",
     "midpoint",
+    "midpoint_backward",
     "mobius_add",
     "mobius_scalar_mult",
     "poincare_distance",
@@ -48,6 +52,7 @@ __all__ = [
     "project_to_ball",
     "space_scores",
     "to_ball",
+    "to_ball_backward",
 ]
 
 _Array = NDArray[Any]

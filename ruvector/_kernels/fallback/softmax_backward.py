@@ -22,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvector._kernels.fallback import _storage
+from ruvector._kernels.fallback._ball_backward import attend_ball_backward
 from ruvector._kernels.fallback._online import zero_point
+from ruvector._kernels.fallback._products import add_summed, product
 from ruvector._kernels.fallback._sequences import sequences
 from ruvector._kernels.fallback._threads import blas_threads
 from ruvector._kernels.fallback._tiles import Block, Tile, blocks, part_of
 from ruvector._kernels.spec import AttentionSpec
 
-__all__ = ["attend_backward"]
+__all__ = ["attend_backward", "attend_ball_backward"]
 
 _Array = NDArray[Any]
 
@@ -234,7 +236,7 @@ class _Gradients:
             if hidden is not None:
                 weights[hidden] = 0
             if value is not None:
-                part = _product(weights.swapaxes(-1, -2), gradient)
+                part = product(weights.swapaxes(-1, -2), gradient)
                 value.add(tile.start, tile.stop, part)
             if not scores_matter:
                 continue
@@ -253,9 +255,9 @@ class _Gradients:
                 np.multiply(grad, slope, out=grad, where=grad != 0)
                 grad *= softcap
             if self._query is not None:
-                total += _product(grad, block.keys(tile))
+                total += product(grad, block.keys(tile))
             if key is not None:
-                part = _product(grad.swapaxes(-1, -2), block.query)
+                part = product(grad.swapaxes(-1, -2), block.query)
                 key.add(tile.start, tile.stop, part)
         if self._query is not None:
             total *= self._spec.scale / (1 if softcap is None else softcap)
@@ -265,29 +267,8 @@ class _Gradients:
         """Add the gradient of a tile's scores to that of the bias and of the slopes."""
         whole = grad.reshape(*block.shape, tile.stop - tile.start)
         if self._bias is not None:
-            target = part_of(self._bias, *block.place, slice(tile.start, tile.stop))
-            axes = tuple(
-                axis for axis in range(4) if target.shape[axis] == 1 != whole.shape[axis]
-            )
-            target += whole.sum(axis=axes, keepdims=True) if axes else whole
+            place = (*block.place, slice(tile.start, tile.stop))
+            add_summed(part_of(self._bias, *place), whole)
         if self._slopes is not None:
             weighted = whole * block.distances(tile.start, tile.stop)
             self._slopes[block.place[1]] -= weighted.sum(axis=(0, 2, 3), dtype=np.float64)
-
-
-def _product(left: _Array, right: _Array) -> _Array:
-    """Multiply matrices; a zero on the left takes no part, even beside NaN or infinity."""
-    total: _Array = np.matmul(left, right)
-    if np.isfinite(total).all():
-        return total
-    finite = np.isfinite(right)
-    if finite.all():
-        return total
-    total = np.matmul(left, np.where(finite, right, 0))
-    dtype = total.dtype
-    above, below = (left > 0).astype(dtype), (left < 0).astype(dtype)
-    up, down = (right == np.inf).astype(dtype), (right == -np.inf).astype(dtype)
-    total[above @ up + below @ down > 0] += np.inf
-    total[above @ down + below @ up > 0] -= np.inf
-    total[(left != 0).astype(dtype) @ np.isnan(right).astype(dtype) > 0] = np.nan
-    return total

@@ -99,34 +99,86 @@ static RV_NOINLINE void T(square_differences)(const REAL *qt, int cols, const RE
     }
 }
 
+/* |x - y|^2 between every lane and key j, dot[cols] = k[j] . qt */
+static RV_INLINE void T(ball_squares)(const REAL *dot, const void *qt, int cols, const REAL *k,
+                                      ptrdiff_t dim, const rv_ball_rows *queries,
+                                      const rv_ball_rows *keys, int j, REAL *out)
+{
+    const REAL alpha = ((const REAL *)keys->alpha)[j];
+    const RT twice = R(set1)(-2 * alpha), kn = R(set1)(((const REAL *)keys->norm2)[j]);
+    const RT quarter = R(set1)((REAL)0.25);
+    int repair = 0;
+    for (int c = 0; c < cols; c += LANES) {
+        RT sum = R(add)(R(load)((const REAL *)queries->norm2 + c), kn);
+        RT d2 = R(fma)(twice, R(load)(dot + c), sum);
+        repair |= R_MASK(any)(R(lt)(d2, R(mul)(quarter, sum)));
+        R(store)(out + c, d2);
+    }
+    if (repair) T(square_differences)(qt, cols, k, alpha, dim, out);
+}
+
 /* s[j][cols] -= scale log2(e) asinh(...), dot[j][cols] = k[j] . qt; scale = 2/sqrt(c) times
  * what a distance counts */
 static void T(ball_scores)(void *s_, const void *dot_, const void *qt, int cols, const void *k,
                            ptrdiff_t ldk, int nk, ptrdiff_t dim, const rv_ball_rows *queries,
                            const rv_ball_rows *keys, double curvature, double scale)
 {
-    REAL *s = s_, repaired[RV_VECS * LANES];
-    const REAL *dot = dot_;
-    const REAL *alpha = keys->alpha, *norm2 = keys->norm2, *a = keys->a;
-    const RT c2 = R(set1)((REAL)curvature), quarter = R(set1)((REAL)0.25);
+    REAL *s = s_, squares[RV_VECS * LANES];
+    const REAL *dot = dot_, *a = keys->a;
+    const RT c2 = R(set1)((REAL)curvature);
     const RT minus = R(set1)((REAL)-scale), zero = R(set1)(0);
     for (int j = 0; j < nk; j++) {
-        const RT twice = R(set1)(-2 * alpha[j]), kn = R(set1)(norm2[j]);
         const RT ka = R(mul)(c2, R(set1)(a[j]));
-        int repair = 0;
+        T(ball_squares)(dot + j * cols, qt, cols, (const REAL *)k + j * ldk, dim, queries, keys,
+                        j, squares);
         for (int c = 0; c < cols; c += LANES) {
-            RT sum = R(add)(R(load)((const REAL *)queries->norm2 + c), kn);
-            RT d2 = R(fma)(twice, R(load)(dot + j * cols + c), sum);
-            repair |= R_MASK(any)(R(lt)(d2, R(mul)(quarter, sum)));
-            R(store)(repaired + c, d2);
-        }
-        if (repair)
-            T(square_differences)(qt, cols, (const REAL *)k + j * ldk, alpha[j], dim, repaired);
-        for (int c = 0; c < cols; c += LANES) {
-            RT z2 = R(mul)(R(max)(zero, R(load)(repaired + c)),
+            RT z2 = R(mul)(R(max)(zero, R(load)(squares + c)),
                            R(mul)(ka, R(load)((const REAL *)queries->a + c)));
             REAL *at = s + j * cols + c;
             R(store)(at, R(fma)(minus, T(asinh_root)(z2), R(load)(at)));
+        }
+    }
+}
+
+/* What the gradient ds[j][cols] of the scores does through the distances, parameters as above:
+ *
+ *   g = -scale/2 ds / sqrt(u (1 + u))    u = c |x - y|^2 a(x) a(y)    h = 2 c g a(x) a(y)
+ *
+ * mass[cols] += sum_j h, pairs[cols] += sum_j g u, and ds[j] becomes h alpha_j, so that the
+ * gradient is x (mass + 2 c a(x) pairs) - sum_j ds[j] k_j. Where `distance` is not null,
+ * distance[cols] += log2(e) sum_j ds asinh(sqrt(u)). No gradient between equal points. */
+static void T(ball_slopes)(void *ds_, const void *dot_, const void *qt, int cols, const void *k,
+                           ptrdiff_t ldk, int nk, ptrdiff_t dim, const rv_ball_rows *queries,
+                           const rv_ball_rows *keys, double curvature, double scale,
+                           void *mass_, void *pairs_, void *distance_)
+{
+    REAL *ds = ds_, *mass = mass_, *pairs = pairs_, *distance = distance_;
+    REAL squares[RV_VECS * LANES];
+    const REAL *dot = dot_, *alpha = keys->alpha, *a = keys->a;
+    const RT c2 = R(set1)((REAL)curvature), half = R(set1)((REAL)(-scale / 2));
+    const RT zero = R(set1)(0), one = R(set1)(1), two = R(set1)(2);
+    for (int j = 0; j < nk; j++) {
+        const RT ka = R(mul)(c2, R(set1)(a[j])), factor = R(set1)(alpha[j]);
+        T(ball_squares)(dot + j * cols, qt, cols, (const REAL *)k + j * ldk, dim, queries, keys,
+                        j, squares);
+        for (int c = 0; c < cols; c += LANES) {
+            REAL *at = ds + j * cols + c;
+            const RT x = R(load)(at);
+            const RM nothing = R(eq)(x, zero);
+            const RT both = R(mul)(ka, R(load)((const REAL *)queries->a + c));
+            const RT u = R(mul)(R(max)(zero, R(load)(squares + c)), both);
+            const RT root = R(sqrt)(u);
+            const RT g = R(div)(R(mul)(half, x), R(sqrt)(R(add)(one, u)));
+            RT h = R(mul)(R(div)(g, root), R(mul)(two, both));
+            h = R(select)(R(eq)(root, zero), zero, R(select)(nothing, zero, h));
+            const RT shared = R(select)(nothing, zero, R(mul)(g, root));
+            R(store)(mass + c, R(add)(R(load)(mass + c), h));
+            R(store)(pairs + c, R(add)(R(load)(pairs + c), shared));
+            if (distance) {
+                const RT d = R(select)(nothing, zero, R(mul)(x, T(asinh_root)(u)));
+                R(store)(distance + c, R(add)(R(load)(distance + c), d));
+            }
+            R(store)(at, R(mul)(h, factor));
         }
     }
 }

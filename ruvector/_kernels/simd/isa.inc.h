@@ -143,6 +143,7 @@
         .load = load_, .square_norms = RV_NAME(type, square_norms),                           \
         .square_difference = RV_NAME(type, square_difference),                                \
         .rows = RV_NAME(real_type, ball_rows), .scores = RV_NAME(real_type, ball_scores),     \
+        .slopes = RV_NAME(real_type, ball_slopes),                                            \
         .weigh = RV_NAME(real_type, ball_weigh),                                              \
         .row_squares = RV_NAME(real_type, ball_row_squares),                                  \
         .row_scores = RV_NAME(real_type, ball_row_scores),                                    \

@@ -136,6 +136,10 @@ typedef struct rv_ball_tiles {
     void (*scores)(void *s, const void *dot, const void *qt, int cols, const void *k,
                    ptrdiff_t ldk, int nk, ptrdiff_t dim, const rv_ball_rows *queries,
                    const rv_ball_rows *keys, double curvature, double scale);
+    void (*slopes)(void *ds, const void *dot, const void *qt, int cols, const void *k,
+                   ptrdiff_t ldk, int nk, ptrdiff_t dim, const rv_ball_rows *queries,
+                   const rv_ball_rows *keys, double curvature, double scale, void *mass,
+                   void *pairs, void *distance);
     void (*weigh)(void *p, const void *scores, int nk, int cols, const rv_ball_rows *values,
                   void *excess);
     /* Keys across the lanes, row `row` of the queries. */
