@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .fallback import graph as graph
     from .fallback import hyperbolic as hyperbolic
     from .fallback import linear as linear
+    from .fallback import ragged as ragged
     from .fallback import rotary as rotary
     from .fallback import softmax as softmax
     from .fallback import softmax_backward as softmax_backward
@@ -40,6 +41,7 @@ __all__ = [
     "isa",
     "linear",
     "openmp",
+    "ragged",
     "rotary",
     "select",
     "softmax",
@@ -47,8 +49,17 @@ __all__ = [
     "utils",
 ]
 
-FAMILIES = ("softmax", "softmax_backward", "linear", "hyperbolic", "graph", "rotary", "utils")
-COMPILED = ("softmax", "softmax_backward", "linear", "graph", "rotary", "utils")
+FAMILIES = (
+    "softmax",
+    "softmax_backward",
+    "ragged",
+    "linear",
+    "hyperbolic",
+    "graph",
+    "rotary",
+    "utils",
+)
+COMPILED = ("softmax", "softmax_backward", "ragged", "linear", "graph", "rotary", "utils")
 """The families that have a compiled twin; the others run in NumPy under either backend."""
 
 backend: str
