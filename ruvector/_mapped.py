@@ -55,9 +55,10 @@ def reference(x: Any) -> Any:
     while source is not None and not isinstance(source, np.memmap):
         source = source.base if isinstance(source, np.ndarray) else None
     # A copy made from a map is of its class, but without a file; so is one in private pages.
-    if source is None or source._mmap is None or source.filename is None or source.mode == "c":
+    pages = getattr(source, "_mmap", None)
+    if source is None or pages is None or source.filename is None or source.mode == "c":
         return x
-    whole = np.frombuffer(source._mmap, np.uint8)
+    whole = np.frombuffer(pages, np.uint8)
     first = x.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
     begin = source.offset - source.offset % _granularity()
     return FileArray(

@@ -85,9 +85,9 @@ def ahead(source: Iterator[_T]) -> Generator[_T]:
     context = copy_context()
     try:
         with ThreadPoolExecutor(1, "ruvector-ahead") as thread:
-            step = thread.submit(context.run, next, source, _END)
+            step = thread.submit(context.run, _advance, source)
             while (item := step.result()) is not _END:
-                step = thread.submit(context.run, next, source, _END)
+                step = thread.submit(context.run, _advance, source)
                 yield item
     finally:
         if isinstance(source, Generator):
@@ -99,10 +99,10 @@ async def ahead_async(source: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
     import asyncio
 
     async with aclosing(source):
-        step = asyncio.ensure_future(_advance(source))
+        step = asyncio.ensure_future(_advance_async(source))
         try:
             while (item := await step) is not _END:
-                step = asyncio.ensure_future(_advance(source))
+                step = asyncio.ensure_future(_advance_async(source))
                 yield item
         finally:
             step.cancel()
@@ -111,7 +111,11 @@ async def ahead_async(source: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
                 step.exception()
 
 
-async def _advance(source: AsyncGenerator[_T]) -> _T:
+def _advance(source: Iterator[_T]) -> _T:
+    return next(source, _END)
+
+
+async def _advance_async(source: AsyncGenerator[_T]) -> _T:
     return await anext(source, _END)
 
 
@@ -129,7 +133,7 @@ async def in_steps_async(source: Any) -> AsyncGenerator[Any]:
     submit: Callable[[Callable[[], Any]], Any] = loop_submit()
     items = iter(source)
     while True:
-        (item,) = await gather_async(submit, [lambda: next(items, _END)])
+        (item,) = await gather_async(submit, [lambda: _advance(items)])
         if item is _END:
             return
         yield item

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _config, _kernels, _mapped
-from ._arrays import Array, Output, floating, vectors
+from ._arrays import BFLOAT16, Array, Output, finished, floating, vectors
 from ._kernels.spec import AttentionSpec
 from .attention import Attention, DotProductAttention, FlashAttention, MultiHeadAttention
 from .attention.base import by_head
@@ -60,9 +60,7 @@ class Batch:
         return len(self.queries)
 
     def __getitem__(self, part: slice) -> Batch:
-        return Batch(
-            self.attention, self.queries[part], self.keys[part], self.values[part]
-        )
+        return Batch(self.attention, self.queries[part], self.keys[part], self.values[part])
 
     def __reduce__(self) -> tuple[Any, ...]:
         lists = [
@@ -80,9 +78,10 @@ class Batch:
         """Return the output of every query."""
         if self.packs:
             return self._attend_packed()
+        lists = [[_shown(x) for x in given] for given in (self.queries, self.keys, self.values)]
         return [
             self.attention.compute(q, k, v) if len(k) else self._attend_nothing(q, v)
-            for q, k, v in zip(self.queries, self.keys, self.values, strict=True)
+            for q, k, v in zip(*lists, strict=True)
         ]
 
     @property
@@ -108,9 +107,7 @@ class Batch:
         targets = work[-1] * np.arange(1, count) / count
         cuts = np.unique(np.searchsorted(work, targets)).tolist()
         bounds = [0, *(cut for cut in cuts if 0 < cut < len(self)), len(self)]
-        return [
-            self[slice(a, b)] for a, b in zip(bounds[:-1], bounds[1:], strict=True) if a < b
-        ]
+        return [self[slice(a, b)] for a, b in pairwise(bounds) if a < b]
 
     def _attend_packed(self) -> list[Any]:
         attention = self.attention
@@ -184,9 +181,7 @@ def checked_batch(
                 f"queries[{i}] must have shape ({dim},) or (m, {dim}), got {q.shape}"
             )
         if k.ndim != 2 or k.shape[1] != dim:
-            raise DimensionMismatchError(
-                f"keys[{i}] must have shape (n, {dim}), got {k.shape}"
-            )
+            raise DimensionMismatchError(f"keys[{i}] must have shape (n, {dim}), got {k.shape}")
         if v.ndim != 2 or len(v) != len(k):
             raise DimensionMismatchError(
                 f"values[{i}] must have shape ({len(k)}, dim_v), one vector per key, got "
@@ -210,6 +205,11 @@ def _give_widths(arrays: list[Array], width: int) -> None:
     for i, x in enumerate(arrays):
         if x.shape == (0, 0):
             arrays[i] = x.reshape(0, width)
+
+
+def _shown(x: Array) -> Array:
+    """Return a storage array as a class takes it."""
+    return x if x.dtype != BFLOAT16 else finished(x, x.shape, BFLOAT16)
 
 
 def _contiguous(x: Array) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _config
-from ._arrays import Array, compute_dtype, finished, floating
+from ._arrays import Array, cast, compute_dtype, kept
 from ._kernels.spec import LinearState
 from ._states import merge_states
 from .attention import (
@@ -106,7 +106,7 @@ class Plan(ABC):
     ----------
     attention : Attention
     query : ndarray, shape (dim,), (m, dim) or (B, m, dim)
-        A storage array.
+        As the caller gave it, checked.
     sight : Sight
     threads : int or None
         Kernel threads for each part, None for those of whoever calls.
@@ -147,7 +147,7 @@ class Plan(ABC):
                 shape[:-1] if heads == 1 else (*shape[:-1], heads), -np.inf,
                 compute_dtype(dtype),
             )  # fmt: skip
-            return finished(np.zeros(shape, dtype), shape, dtype), lse[()]
+            return np.zeros(shape, dtype), lse[()]
         return self._finish(state)
 
     def gradients(
@@ -252,7 +252,7 @@ class _MidpointPlan(Plan):
     def _finish(self, state: Any) -> tuple[Array, Any]:
         average, lse = state
         output = self._ball.finalize(average)
-        return finished(output, output.shape, self.query.dtype), lse
+        return cast(output, self.query.dtype), lse
 
     @property
     def _ball(self) -> BallAttention:
@@ -345,7 +345,7 @@ def make_plan(
     is_causal, sides, num_sink_tokens, positions
         The visible set; (-1, -1) for no window.
     """
-    q = floating(query, "query")
+    q = kept(query, "query")
     if attention is None:
         if q.ndim == 0:
             raise DimensionMismatchError("query must have at least 1 axis, got shape ()")
