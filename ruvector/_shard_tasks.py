@@ -124,7 +124,8 @@ class StateTask:
 
     def __call__(self) -> Any:
         if is_cache(self._shard):
-            return self._shard.attend(self._plan.query, return_lse=True)
+            with self._plan.own_threads():
+                return self._shard.attend(self._plan.query, return_lse=True)
         keys, values = self._shard
         return self._plan.state(keys, values, self._start, self._mask)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -125,11 +125,15 @@ class Plan(ABC):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.attention, self.query, self.sight, self.threads)
 
+    def own_threads(self) -> AbstractContextManager[None]:
+        """Limit the kernels inside a ``with`` block to the threads of one part."""
+        return nullcontext() if self.threads is None else _config.num_threads(self.threads)
+
     def state(self, keys: ArrayLike, values: ArrayLike, start: int, mask: Any) -> Any:
         """Return what a part of the memory contributes, None where it is empty."""
         if np.shape(keys)[-2] == 0:
             return None
-        with nullcontext() if self.threads is None else _config.num_threads(self.threads):
+        with self.own_threads():
             return self._state(keys, values, start, mask)
 
     def merge(self, first: Any, second: Any) -> Any:
@@ -201,7 +205,7 @@ class _SoftmaxPlan(Plan):
         lse_gradient = None
         if upstream.grad_lse is not None:
             lse_gradient = inputs.checked_lse_gradient(upstream.grad_lse, heads)
-        with nullcontext() if self.threads is None else _config.num_threads(self.threads):
+        with self.own_threads():
             gradients = attention._differentiate(
                 inputs,
                 checked,
