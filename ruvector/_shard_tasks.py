@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _mapped
-from ._arrays import Array, cast, compute_dtype, kept
+from ._arrays import Array, compute_dtype, kept
 from ._checks import integer
 from ._options import Window, checked_sides, read_mask
 from ._shards import Plan, Upstream, is_cache, make_plan, merge_tree
@@ -265,7 +265,7 @@ def checked_targets(
     return [tuple(target) for target in out]
 
 
-def summed(parts: list[Array], like: Array) -> Array:
-    """Return the sum of gradients of the query, neighbours first."""
-    wide = [part.astype(compute_dtype(like.dtype)) for part in parts]
-    return cast(merge_tree(wide, np.add), like.dtype)
+def summed(parts: list[Array]) -> Array:
+    """Return the sum of gradients, neighbours first, in the compute dtype."""
+    wide = [part.astype(compute_dtype(part.dtype), copy=False) for part in parts]
+    return merge_tree(wide, np.add)

@@ -125,6 +125,11 @@ class Plan(ABC):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.attention, self.query, self.sight, self.threads)
 
+    @property
+    def numbered(self) -> bool:
+        """Whether it matters where among all keys a part begins."""
+        return not self.sight.everything
+
     def own_threads(self) -> AbstractContextManager[None]:
         """Limit the kernels inside a ``with`` block to the threads of one part."""
         return nullcontext() if self.threads is None else _config.num_threads(self.threads)
@@ -238,6 +243,10 @@ class _RotaryPlan(_SoftmaxPlan):
     """Softmax attention with rotary positions: the query at 0, keys by their number."""
 
     __slots__ = ()
+
+    @property
+    def numbered(self) -> bool:
+        return True
 
     def _options(self, inputs: Inputs, start: int) -> dict[str, Any]:
         assert isinstance(self.attention, GraphRoPEAttention)

@@ -242,7 +242,7 @@ num_threads
     ]
     masks = [part for *_, part in results if part is not None]
     return ShardedGradients(
-        summed([part for part, *_ in results], plan.query),
+        summed([part for part, *_ in results]).astype(plan.query.dtype, copy=False),
         kept,
         np.concatenate(masks, axis=-1) if masks else None,
     )
