@@ -224,16 +224,15 @@ def make_batch(
 
 def run(batch: Batch, workers: int, executor: Executor | None) -> list[Any]:
     """Compute a batch by so many workers."""
-    pieces = batch.pieces(_PIECES * workers)
     if executor is not None:
-        return _joined(gather(executor, list(pieces)))
-    if workers == 1 or len(pieces) == 1 or batch.packs:
+        return _joined(gather(executor, list(batch.pieces(_PIECES * workers))))
+    if workers == 1 or len(batch) <= 1 or batch.packs:
         with _config.num_threads(workers):
             return batch.attend()
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(workers, "ruvector-batch") as pool:
-        return _joined(gather(pool, list(pieces)))
+        return _joined(gather(pool, list(batch.pieces(_PIECES * workers))))
 
 
 async def run_async(batch: Batch, workers: int, executor: Executor | None) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _config, _kernels, _mapped
-from ._arrays import BFLOAT16, Array, Output, finished, floating, vectors
+from ._arrays import BFLOAT16, FLOAT32, Array, Output, finished, floating, vectors
 from ._kernels.spec import AttentionSpec
 from .attention import Attention, DotProductAttention, FlashAttention, MultiHeadAttention
 from .attention.base import by_head
@@ -159,12 +159,9 @@ def checked_batch(
 ) -> Batch:
     """Check queries and memories against each other and the attention."""
     lists = [
-        [read(x, f"{name}[{i}]") for i, x in enumerate(_items(given, name))]
-        for given, name, read in (
-            (queries, "queries", floating),
-            (keys, "keys", vectors),
-            (values, "values", vectors),
-        )
+        _read(queries, "queries", floating),
+        _read(keys, "keys", vectors),
+        _read(values, "values", vectors),
     ]
     count = len(lists[0])
     for arrays, name in zip(lists[1:], ("keys", "values"), strict=True):
@@ -176,28 +173,35 @@ def checked_batch(
     _give_widths(lists[1], dim)
     _give_widths(lists[2], next((x.shape[-1] for x in lists[2] if x.shape != (0, 0)), dim))
     for i, (q, k, v) in enumerate(zip(*lists, strict=True)):
-        if q.ndim not in (1, 2) or q.shape[-1] != dim:
+        # This loop and _read are most of what a batch of small memories costs.
+        q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
+        if len(q_shape) not in (1, 2) or q_shape[-1] != dim:
             raise DimensionMismatchError(
-                f"queries[{i}] must have shape ({dim},) or (m, {dim}), got {q.shape}"
+                f"queries[{i}] must have shape ({dim},) or (m, {dim}), got {q_shape}"
             )
-        if k.ndim != 2 or k.shape[1] != dim:
-            raise DimensionMismatchError(f"keys[{i}] must have shape (n, {dim}), got {k.shape}")
-        if v.ndim != 2 or len(v) != len(k):
+        if len(k_shape) != 2 or k_shape[1] != dim:
+            raise DimensionMismatchError(f"keys[{i}] must have shape (n, {dim}), got {k_shape}")
+        if len(v_shape) != 2 or v_shape[0] != k_shape[0]:
             raise DimensionMismatchError(
-                f"values[{i}] must have shape ({len(k)}, dim_v), one vector per key, got "
-                f"{v.shape}"
+                f"values[{i}] must have shape ({k_shape[0]}, dim_v), one vector per key, got "
+                f"{v_shape}"
             )
     return Batch(attention, *lists)
 
 
-def _items(given: Any, name: str) -> Any:
+def _read(given: Any, name: str, check: Callable[[object, str], Array]) -> list[Array]:
     try:
         len(given)
     except TypeError:
         raise TypeError(
             f"{name} must be an array or a sequence, got {type(given).__name__}"
         ) from None
-    return given
+    return [
+        x
+        if type(x) is np.ndarray and x.dtype == FLOAT32 and x.size
+        else check(x, f"{name}[{i}]")
+        for i, x in enumerate(given)
+    ]
 
 
 def _give_widths(arrays: list[Array], width: int) -> None:
