@@ -78,6 +78,11 @@ class Memory:
             num_sink_tokens=integer(num_sink_tokens, "num_sink_tokens", 0),
             positions=positions,
         )
+        if self._caches and not plan.takes_caches:
+            raise InvalidConfigError(
+                "attention must be dot-product or multi-head attention for shards that are "
+                f"caches, got {attention!r}"
+            )
         if self._caches and (mask is not None or not plan.sight.everything):
             raise InvalidConfigError(
                 "shards that are caches take no mask, window or causal rule here"
@@ -124,8 +129,10 @@ class StateTask:
 
     def __call__(self) -> Any:
         if is_cache(self._shard):
+            scale = self._plan.own_scale
+            options = {} if scale is None else {"scale": scale}
             with self._plan.own_threads():
-                return self._shard.attend(self._plan.query, return_lse=True)
+                return self._shard.attend(self._plan.query, return_lse=True, **options)
         keys, values = self._shard
         return self._plan.state(keys, values, self._start, self._mask)
 

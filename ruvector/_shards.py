@@ -130,6 +130,16 @@ class Plan(ABC):
         """Whether it matters where among all keys a part begins."""
         return not self.sight.everything
 
+    @property
+    def takes_caches(self) -> bool:
+        """Whether a part may be a cache, which computes by itself."""
+        return False
+
+    @property
+    def own_scale(self) -> float | None:
+        """The factor on dot products where it is not what a cache takes on its own."""
+        return None
+
     def own_threads(self) -> AbstractContextManager[None]:
         """Limit the kernels inside a ``with`` block to the threads of one part."""
         return nullcontext() if self.threads is None else _config.num_threads(self.threads)
@@ -188,6 +198,16 @@ class _SoftmaxPlan(Plan):
     """Softmax attention: (o, L), which are output and log-sum-exp themselves."""
 
     __slots__ = ()
+
+    @property
+    def takes_caches(self) -> bool:
+        return type(self) is _SoftmaxPlan
+
+    @property
+    def own_scale(self) -> float | None:
+        attention = self._softmax
+        usual = SoftmaxAttention(attention.dim, attention._heads)._scale
+        return None if attention._scale == usual else attention._scale
 
     def _state(self, keys: ArrayLike, values: ArrayLike, start: int, mask: Any) -> Any:
         inputs, checked, options = self._call(keys, values, start, mask)

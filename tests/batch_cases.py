@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import ruvector
 
@@ -21,6 +22,8 @@ CONFIGS = {
     "graph-rope": {"max_position": 64, "num_heads": 2},
 }
 PACKED = ("dot-product", "multi-head", "flash")
+
+TYPES = ("float64", "float16", "bfloat16")
 
 CLASSES = {
     "dot-product": ruvector.DotProductAttention,
@@ -54,3 +57,10 @@ def memories(lengths, dim=DIM, dtype=np.float32, seed=0):
         [(0.5 * rng.standard_normal((n, dim))).astype(dtype) for n in lengths] for _ in range(2)
     )
     return queries.astype(dtype), keys, values
+
+
+def type_of(name):
+    """Return a dtype by its name; NumPy alone has no bfloat16."""
+    if name == "bfloat16":
+        return pytest.importorskip("ml_dtypes").bfloat16
+    return np.dtype(name).type

@@ -8,10 +8,9 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
-import ml_dtypes
 import numpy as np
 import pytest
-from batch_cases import CONFIGS, DIM, PACKED, make, memories
+from batch_cases import CONFIGS, DIM, PACKED, TYPES, make, memories, type_of
 from isolated import output, python
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -95,9 +94,10 @@ class TestShapesAndTypes:
         assert outputs[0].shape == (0, DIM)
         assert_all_close(outputs[1:], one_by_one(make(name), queries[1:], keys[1:], values[1:]))
 
-    @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
+    @pytest.mark.parametrize("dtype", TYPES)
     @pytest.mark.parametrize("name", [*PACKED, "local-global"])
     def test_types(self, name, dtype):
+        dtype = type_of(dtype)
         arrays = memories(LENGTHS, dtype=dtype)
         outputs = parallel_attention_compute(name, *arrays, **CONFIGS[name])
         for out, expected in zip(outputs, one_by_one(make(name), *arrays), strict=True):

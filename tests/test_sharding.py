@@ -5,10 +5,9 @@ from __future__ import annotations
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
-import ml_dtypes
 import numpy as np
 import pytest
-from batch_cases import CONFIGS, DIM, make
+from batch_cases import CONFIGS, DIM, TYPES, make, type_of
 from hypothesis import given
 from hypothesis import strategies as st
 from isolated import python
@@ -115,8 +114,9 @@ class TestEveryFamilyThatMerges:
         assert_array_equal(merged, lse[0])
         assert output.dtype == np.float32
 
-    @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
+    @pytest.mark.parametrize("dtype", TYPES)
     def test_types(self, name, dtype):
+        dtype = type_of(dtype)
         query, keys, values = arrays(dtype=dtype)
         attention = make(name)
         if name in ("edge-featured", "linear") and dtype == np.float64:
@@ -283,8 +283,8 @@ class Cache:
     def __init__(self, keys, values):
         self._arrays = keys, values
 
-    def attend(self, query, *, return_lse=False):
-        attention = ruvector.DotProductAttention(DIM)
+    def attend(self, query, *, scale=None, return_lse=False):
+        attention = ruvector.DotProductAttention(DIM, scale)
         return attention.compute(query, *self._arrays, return_lse=return_lse)
 
 
@@ -307,6 +307,29 @@ class TestShards:
             sharded_attention(query, [Cache(*first), second], mask=np.ones(25, bool))
         with pytest.raises(InvalidConfigError, match="shards of known lengths"):
             sharded_attention(query, [Cache(*first), second], is_causal=True)
+        for name in ("hyperbolic", "linear", "graph-rope"):
+            with pytest.raises(InvalidConfigError, match="must be dot-product or multi-head"):
+                sharded_attention(query[0], [second, Cache(*first)], attention=make(name))
+
+    def test_a_scale_reaches_caches(self):
+        query, keys, values = arrays(m=3)
+        first, second = cut(keys, values, [15])
+        attention = ruvector.DotProductAttention(DIM, scale=3.0)
+        output = sharded_attention(query, [Cache(*first), second], attention=attention)
+        assert_allclose(output, attention.compute(query, keys, values), atol=1e-6)
+
+    def test_key_value_caches(self):
+        stream = pytest.importorskip("ruvector.stream")
+        query, keys, values = arrays(m=3)
+        caches = []
+        for at in (slice(0, 15), slice(15, 15), slice(15, N)):
+            caches.append(stream.KVCache(DIM, num_heads=2))
+            caches[-1].append(keys[at], values[at])
+        attention = ruvector.MultiHeadAttention(DIM, 2)
+        expected, lse = attention.compute(query, keys, values, return_lse=True)
+        output, merged = sharded_attention(query, caches, attention=attention, return_lse=True)
+        assert_allclose(output, expected, atol=1e-6)
+        assert_allclose(merged, lse, atol=1e-5)
 
     def test_names_of_files(self, tmp_path):
         query, keys, values = arrays(m=3)
