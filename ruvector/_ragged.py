@@ -128,7 +128,6 @@ class Batch:
             [_contiguous(x) for x in self.values],
             ends,
             by_head(destination.work, heads),
-            None,
             AttentionSpec(scale=attention._scale, causal=causal, bottom_right=causal),
             _config.current_threads(),
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import resource
 import sys
 import threading
 import time
@@ -295,6 +294,7 @@ class TestEnds:
 @pytest.mark.parametrize("name", ["dot-product", "hyperbolic"])
 def test_soak(name):
     """10,000 small batches, and the memory of the process stays what it was."""
+    resource = pytest.importorskip("resource")
     given = batches(10)
     factor = 1 if sys.platform == "darwin" else 1024
 

@@ -13,7 +13,6 @@ def attend(
     values: list[_Array],
     ends: NDArray[np.int64],
     out: _Array,
-    lse: _Array | None,
     spec: AttentionSpec,
     threads: int,
 ) -> None: ...

@@ -32,7 +32,7 @@ cdef inline Py_ssize_t length(cnp.ndarray array, int axis) noexcept:
 
 cdef int fill_segments(const Call *call, Segment *segments, Py_ssize_t count,
                        cnp.ndarray query, list keys, list values, cnp.ndarray ends,
-                       cnp.ndarray out, lse, bint bottom_right) except -1:
+                       cnp.ndarray out, bint bottom_right) except -1:
     cdef const int64_t *rows = <const int64_t *> data(ends)
     cdef Segment *segment
     cdef Py_ssize_t s
@@ -45,14 +45,12 @@ cdef int fill_segments(const Call *call, Segment *segments, Py_ssize_t count,
         segment.k = data(keys[s])
         segment.v = data(values[s])
         segment.out = data(out) + rows[s] * call.out_row
-        if lse is not None:
-            segment.lse = data(lse) + rows[s] * call.lse_row
     return 0
 
 
 def attend(cnp.ndarray query not None, list keys not None, list values not None,
-           cnp.ndarray ends not None, cnp.ndarray out not None, lse, spec, int threads):
-    """Compute the attention state (o, L) of every query row over its own memory."""
+           cnp.ndarray ends not None, cnp.ndarray out not None, spec, int threads):
+    """Attend from every query row to its own memory."""
     cdef Call call
     cdef Segment *segments
     cdef Py_ssize_t count = length(ends, 0) - 1, size = cnp.PyArray_ITEMSIZE(query)
@@ -63,14 +61,12 @@ def attend(cnp.ndarray query not None, list keys not None, list values not None,
     call.k_head, call.v_head = call.dim * size, call.dim_v * size
     call.k_row, call.v_row = call.heads * call.k_head, call.heads * call.v_head
     call.out_head, call.out_row = stride(out, 1), stride(out, 2)
-    if lse is not None:
-        call.lse_head, call.lse_row = stride(lse, 1), stride(lse, 2)
     segments = <Segment *> malloc(count * sizeof(Segment))
     if segments == NULL:
         raise MemoryError("no memory for the attention engine's segments")
     memset(segments, 0, count * sizeof(Segment))
     try:
-        fill_segments(&call, segments, count, query, keys, values, ends, out, lse,
+        fill_segments(&call, segments, count, query, keys, values, ends, out,
                       spec.bottom_right)
         with nogil:
             run(&call, segments, count, threads)

@@ -26,11 +26,10 @@ def attend(
     values: list[_Array],
     ends: NDArray[np.int64],
     out: _Array,
-    lse: _Array | None,
     spec: AttentionSpec,
     threads: int,
 ) -> None:
-    """Compute the attention state (o, L) of every query row over its own memory.
+    """Attend from every query row to its own memory.
 
     Parameters
     ----------
@@ -44,8 +43,6 @@ def attend(
         Contiguous; rows ``ends[s]`` to ``ends[s + 1]`` of the query attend to memory s.
     out : ndarray, shape (1, H, T, Dv)
         Takes o, in the query's dtype. Overlaps no input.
-    lse : ndarray, shape (1, H, T), or None
-        Takes L: float64 for float64, else float32.
     spec : AttentionSpec
         Scale and causality alone; ``bottom_right`` counts for each memory.
     threads : int
@@ -58,7 +55,7 @@ def attend(
         if start == stop:
             continue
         # The last of the positions sees every key, so that causality does not matter.
-        if stop - start == 1 and lse is None and (spec.bottom_right or not spec.causal):
+        if stop - start == 1 and (spec.bottom_right or not spec.causal):
             row = np.ascontiguousarray(query[0, :, start]).reshape(-1)
             plain = attend_plain(row, key, value, heads, spec.scale, False, False, threads)
             if plain is not None:
@@ -70,7 +67,7 @@ def attend(
             _by_head(key, heads),
             _by_head(value, heads),
             out[:, :, rows],
-            None if lse is None else lse[:, :, rows],
+            None,
             spec,
             threads,
         )
