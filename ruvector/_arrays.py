@@ -26,6 +26,7 @@ __all__ = [
     "finished",
     "floating",
     "integers",
+    "kept",
     "promote",
     "vectors",
     "view",
@@ -89,6 +90,18 @@ def floating(x: object, name: str) -> Array:
         return x
     array, is_bfloat16 = view(x, name)
     return array if is_bfloat16 else _real(array, name)
+
+
+def kept(x: object, name: str) -> Array:
+    """Turn user input into an array that goes through these checks again, unchanged.
+
+    It is a storage array, but that bfloat16 has its own dtype, and that a map of a file is
+    still one.
+    """
+    array = floating(x, name)
+    if isinstance(x, np.ndarray) and (x.dtype == array.dtype or array.dtype == BFLOAT16):
+        return x
+    return array if array.dtype != BFLOAT16 else array.view(_ml_bfloat16())
 
 
 def vectors(x: object, name: str) -> Array:

@@ -15,6 +15,7 @@ __all__ = [
     "Alignment",
     "Window",
     "broadcast_mask",
+    "checked_sides",
     "read_mask",
     "score_options",
     "sequence_options",
@@ -104,7 +105,7 @@ alibi_slopes
     if one_of(causal_alignment, "causal_alignment", _ALIGNMENTS) == "bottom_right":
         options["bottom_right"] = True
     if window is not None:
-        options["left"], options["right"] = _sides(window)
+        options["left"], options["right"] = checked_sides(window)
     if num_sink_tokens != 0:
         options["num_sinks"] = integer(num_sink_tokens, "num_sink_tokens", 0)
     if softcap is not None:
@@ -136,7 +137,10 @@ def sequence_options(
     return {"cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k}
 
 
-def _sides(window: Any) -> tuple[int, int]:
+def checked_sides(window: Any) -> tuple[int, int]:
+    """Return how far a window reaches to the left and to the right, -1 where it is open."""
+    if window is None:
+        return -1, -1
     if not isinstance(window, tuple | list) or len(window) != 2:
         raise InvalidConfigError(f"window must be a pair (left, right), got {window!r}")
     left, right = (

@@ -18,6 +18,7 @@ from . import _kernels
 from ._config import num_threads
 from ._kernels.spec import AttentionSpec
 from ._selftest_ball import dual_space, hyperbolic
+from ._selftest_batch import memories, shards
 from ._selftest_gradients import gradients
 from ._selftest_graph import edge_featured, hop_distances
 from ._selftest_linear import linear
@@ -383,6 +384,8 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "bfloat16": _bfloat16,
     "hidden keys": _hidden,
     "ragged": _ragged,
+    "parallel_attention_compute": memories,
+    "sharded_attention": shards,
     "merge_states": _merged,
     "top_k_keys": _top_k,
     "threads": _threads,

@@ -56,8 +56,8 @@ def examples_of(document):
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("name", python_modules())
 def test_docstrings(name):
-    if name == "ruvector.torch":
-        pytest.importorskip("torch")
+    if name in ("ruvector.torch", "ruvector.dask"):
+        pytest.importorskip(name.removeprefix("ruvector."))
     module = importlib.import_module(name)
     for test in doctest.DocTestFinder(exclude_empty=True).find(module):
         run_doctests(test)

@@ -87,6 +87,12 @@ def test_fails_on_a_kernel_that_does_nothing(only_python, monkeypatch, name):
     assert not _selftest.selftest().passed
 
 
+def test_fails_on_memories_that_are_not_attended(only_python, monkeypatch):
+    monkeypatch.setattr(_kernels.ragged, "attend", lambda *arguments: None)
+    failed = {c.mechanism for c in _selftest.selftest().checks if not c.passed}
+    assert failed == {"parallel_attention_compute"}
+
+
 def test_no_checks_is_not_a_pass():
     assert not _selftest.Report((), 0.0).passed
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .fallback import hyperbolic as hyperbolic
     from .fallback import linear as linear
     from .fallback import optim as optim
+    from .fallback import ragged as ragged
     from .fallback import rotary as rotary
     from .fallback import softmax as softmax
     from .fallback import softmax_backward as softmax_backward
@@ -42,6 +43,7 @@ __all__ = [
     "linear",
     "openmp",
     "optim",
+    "ragged",
     "rotary",
     "select",
     "softmax",
@@ -52,6 +54,7 @@ __all__ = [
 FAMILIES = (
     "softmax",
     "softmax_backward",
+    "ragged",
     "linear",
     "hyperbolic",
     "graph",
@@ -59,7 +62,16 @@ FAMILIES = (
     "utils",
     "optim",
 )
-COMPILED = ("softmax", "softmax_backward", "linear", "graph", "rotary", "utils", "optim")
+COMPILED = (
+    "softmax",
+    "softmax_backward",
+    "ragged",
+    "linear",
+    "graph",
+    "rotary",
+    "utils",
+    "optim",
+)
 """The families that have a compiled twin; the others run in NumPy under either backend."""
 
 backend: str

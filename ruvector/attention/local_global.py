@@ -14,7 +14,7 @@ from ..errors import DimensionMismatchError, InvalidConfigError
 from .base import Gradients, Inputs
 from .dense import SoftmaxAttention
 
-__all__ = ["LocalGlobalAttention"]
+__all__ = ["LocalGlobalAttention", "checked_positions", "standing"]
 
 
 class LocalGlobalAttention(SoftmaxAttention):
@@ -109,7 +109,7 @@ class LocalGlobalAttention(SoftmaxAttention):
             As :meth:`Attention.compute`.
         """
         inputs = Inputs(query, keys, values, self._dim)
-        options = _standing(inputs, positions)
+        options = standing(inputs.query.shape[1], inputs.keys.shape[1], positions)
         return self._compute(inputs, mask, return_lse, return_weights, out, **options)
 
     def compute_with_gradients(
@@ -156,7 +156,7 @@ class LocalGlobalAttention(SoftmaxAttention):
             return_lse,
             return_weights,
             out,
-            **_standing(inputs, positions),
+            **standing(inputs.query.shape[1], inputs.keys.shape[1], positions),
         )
 
     def _problem(self, inputs: Inputs, mask: Array | None, **options: Any) -> Problem:
@@ -166,11 +166,10 @@ class LocalGlobalAttention(SoftmaxAttention):
         )
 
 
-def _standing(inputs: Inputs, positions: ArrayLike | None) -> dict[str, Any]:
-    """Return where the queries stand, and whether a global token sees every key."""
-    m, n = inputs.query.shape[1], inputs.keys.shape[1]
+def standing(m: int, n: int, positions: ArrayLike | None) -> dict[str, Any]:
+    """Return where m queries stand among n keys, and whether a global one sees every key."""
     if positions is not None:
-        return {"symmetric": True, "positions": _checked_positions(positions, m)}
+        return {"symmetric": True, "positions": checked_positions(positions, m)}
     if m == 1:
         return {"positions": np.full(1, n // 2, np.int64)}
     if m not in (0, n):
@@ -180,7 +179,8 @@ def _standing(inputs: Inputs, positions: ArrayLike | None) -> dict[str, Any]:
     return {"symmetric": True}
 
 
-def _checked_positions(positions: ArrayLike, m: int) -> Array:
+def checked_positions(positions: ArrayLike, m: int) -> Array:
+    """Return the positions of m queries."""
     array = integers(positions, "positions")
     if array.shape != (m,) and not (m == 1 and array.ndim == 0):
         raise DimensionMismatchError(
