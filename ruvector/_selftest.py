@@ -19,6 +19,7 @@ from ._config import num_threads
 from ._kernels.spec import AttentionSpec
 from ._selftest_ball import dual_space, hyperbolic
 from ._selftest_batch import memories, shards
+from ._selftest_cache import cache
 from ._selftest_gradients import gradients
 from ._selftest_graph import edge_featured, hop_distances
 from ._selftest_linear import linear
@@ -403,5 +404,6 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "gradients": gradients,
     "losses": losses,
     "optimizers": optimizers,
+    "KVCache": cache,
     "utilities": _utilities,
 }

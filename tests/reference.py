@@ -32,6 +32,8 @@ def attention(
     cu_seqlens_q=None,
     cu_seqlens_k=None,
     rotary=None,
+    key_scales=None,
+    value_scales=None,
 ):
     """Compute the state and the weights of every query row.
 
@@ -42,7 +44,8 @@ def attention(
     extra : array_like, shape (B, H, Lq, Lk), optional
         Added to the scaled dot products before anything else.
     scale, softcap, causal, bottom_right, left, right, num_sinks, symmetric, slopes, \
-sink_logits, bias, mask, positions, cu_seqlens_q, cu_seqlens_k, rotary
+sink_logits, bias, mask, positions, cu_seqlens_q, cu_seqlens_k, rotary, \
+key_scales, value_scales
         The fields of ``ruvector._kernels.spec.AttentionSpec``. Ragged problems have B = 1.
 
     Returns
@@ -53,6 +56,10 @@ sink_logits, bias, mask, positions, cu_seqlens_q, cu_seqlens_k, rotary
         0 where hidden; in ragged problems also outside of a row's own sequence.
     """
     query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
+    if key_scales is not None:
+        key = key * np.asarray(key_scales, np.float64)[..., None]
+    if value_scales is not None:
+        value = value * np.asarray(value_scales, np.float64)[..., None]
     if rotary is not None:
         how = rotary.table, rotary.neighbours
         query = reference_rotary.turned_by(query, rotary.query_positions, *how)

@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 TILES = HERE.parent / "ruvector" / "_kernels" / "simd"
 FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{TILES}"]
-PROGRAMS = ["test_tiles", "test_rows", "test_optim"]
+PROGRAMS = ["test_tiles", "test_rows", "test_optim", "test_bytes"]
 
 pytestmark = pytest.mark.skipif(not TILES.is_dir(), reason="the C sources are not here")
 

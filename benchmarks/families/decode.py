@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import ruvector
+from ruvector.stream import KVCache
 
 from ..core import OURS, Case, Context, Curve, Row, Target, UnavailableError
 from ..machine import available_memory
@@ -62,8 +63,61 @@ def _case(keys: int, interleaved: bool, ctx: Context) -> Case:
     return Case(_ours(arrays), peers)
 
 
+# Time of float32 over that of the others: required, and hoped for.
+_STORED = {
+    "float16": Target(1.7, 1.95),
+    "bfloat16": Target(1.7, 1.95),
+    "int8": Target(2.8, 3.7),
+}
+
+
+def _cache(ctx: Context, keys: int, dtype: str) -> Side:
+    query, key, value = _arrays(ctx, keys, interleaved=True)
+    cache = KVCache(_HEADS * _DIM, capacity=keys, dtype=dtype, num_heads=_HEADS)
+    cache.append(*(x.transpose(0, 2, 1, 3).reshape(keys, -1) for x in (key, value)))
+    return Local(functools.partial(cache.attend, query.reshape(-1)))
+
+
+def _stored_case(keys: int, dtype: str, ctx: Context) -> Case:
+    return Case(_cache(ctx, keys, dtype), {"float32": lambda: _cache(ctx, keys, "float32")})
+
+
+def _append_case(dtype: str, ctx: Context) -> Case:
+    """One token into a window that is full."""
+    width, window = _HEADS * _DIM, 4096
+    row = ctx.rng.standard_normal((window, width), dtype=np.float32)
+    cache = KVCache(width, dtype=dtype, num_heads=_HEADS, window=window, num_sink_tokens=4)
+    cache.append(row, row)
+    return Case(Local(functools.partial(cache.append, row[0], row[1])))
+
+
+def _stored_rows() -> list[Row]:
+    return [
+        *(
+            Row(
+                f"KVCache of {dtype}, {keys} keys",
+                functools.partial(_stored_case, keys, dtype),
+                {"float32": target} if keys == 100_000 else {},
+                traffic=_traffic(keys) * (1 if dtype == "int8" else 2) / 4,
+                # What rounding the rows changes in the output.
+                tolerance=2e-2,
+            )
+            for keys in (10_000, 100_000)
+            for dtype, target in _STORED.items()
+        ),
+        *(
+            Row(f"append to a KVCache of {dtype}", functools.partial(_append_case, dtype))
+            for dtype in ("float32", *_STORED)
+        ),
+    ]
+
+
 def rows() -> list[Row]:
     """Keys interleaved by head, as a cache holds them, and one head after the other."""
+    return [*_float32_rows(), *_stored_rows()]
+
+
+def _float32_rows() -> list[Row]:
     return [
         Row(
             f"{keys} keys, {'(n, heads, dim)' if interleaved else '(heads, n, dim)'}",

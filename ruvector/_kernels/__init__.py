@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from .fallback import cache as cache
     from .fallback import graph as graph
     from .fallback import hyperbolic as hyperbolic
     from .fallback import linear as linear
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "available",
     "backend",
+    "cache",
     "graph",
     "hyperbolic",
     "import_error",
@@ -59,6 +61,7 @@ FAMILIES = (
     "hyperbolic",
     "graph",
     "rotary",
+    "cache",
     "utils",
     "optim",
 )
@@ -69,6 +72,7 @@ COMPILED = (
     "linear",
     "graph",
     "rotary",
+    "cache",
     "utils",
     "optim",
 )

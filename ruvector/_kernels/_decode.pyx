@@ -4,7 +4,8 @@ Key and value heads that lie side by side in memory are handled together, so tha
 of K and V is read once and in order (one pass for each head over interleaved rows reaches a
 third of the memory's speed). Keys are cut into chunks whose size depends on the shapes alone;
 each chunk leaves a state (m, l, o), and the states are merged in order: the bits of a result
-do not depend on who computed which chunk. The mathematics is in simd/decode.inc.h.
+do not depend on who computed which chunk. Where rows of K and V are whole numbers, their
+scales multiply scores and probabilities. The mathematics is in simd/decode.inc.h.
 """
 
 from libc.stdint cimport int64_t
@@ -81,6 +82,21 @@ cdef inline void load_query(const Call *call, const Segment *segment, Py_ssize_t
     else:
         turn_query(call, segment, head, i, turned)
         call.rotary.decode.load_query(turned, call.dim, scale, q)
+
+
+cdef inline void multiply_rows(const Call *call, const char *scales, Py_ssize_t stride,
+                               int first_head, int rows, int per_head, int64_t first_key,
+                               int nk, char *s) noexcept nogil:
+    """Multiply each row s[rows][tile_keys] by the scales of its head's stored rows."""
+    cdef const rv_decode_tiles *t = call.decode
+    cdef Py_ssize_t lds = tile_keys(call, rows) * t.real
+    cdef int r
+    if scales == NULL:
+        return
+    scales += first_head * stride + first_key * <Py_ssize_t> sizeof(float)
+    for r in range(rows):
+        t.multiply(s + r * lds, nk,
+                   <const float *> (scales + r // per_head * stride))
 
 
 cdef inline void score_rows(const Call *call, const Segment *segment, int first_head,
@@ -163,6 +179,8 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
             t.scores(q, ldq, segment.k + first_head * call.k_head + first_key * call.k_row,
                      call.k_row // item, call.k_head // item, nk, heads, per_head, call.dim, s,
                      lds)
+        multiply_rows(call, segment.k_scales, call.k_scale_head, first_head, rows, per_head,
+                      first_key, nk, s)
         if call.ball != NULL:
             _ball.add_row_scores(call, segment, first_head, rows, first_key, nk, s, lds, &ball)
         score_rows(call, segment, first_head, rows, first_key, nk, s, &masked)
@@ -184,6 +202,8 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
             if careful:
                 memcpy(raw, s, rows * lds * real)
         t.update(s, lds, rows, nk, m, l, o, ldo)
+        multiply_rows(call, segment.v_scales, call.v_scale_head, first_head, rows, per_head,
+                      first_key, nk, s)
         t.accumulate(s, raw if careful else NULL, lds, v, call.v_row // item,
                      call.v_head // item, nk, heads, per_head, call.dim_v, o, ldo)
         if call.ball != NULL:

@@ -1,7 +1,7 @@
 """The C table of single-threaded tiles; simd/tiles.h says what each one computes."""
 
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t
+from libc.stdint cimport int8_t, int64_t, uint32_t
 
 
 cdef extern from "simd/tiles.h" nogil:
@@ -10,6 +10,7 @@ cdef extern from "simd/tiles.h" nogil:
         RV_F64
         RV_F16
         RV_BF16
+        RV_I8
 
     ctypedef struct rv_softmax_tiles:
         int lanes, cols, key_tile, query_tiles, item, real
@@ -19,6 +20,8 @@ cdef extern from "simd/tiles.h" nogil:
                           void *dst) noexcept nogil
         void (*load_values)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dim,
                             void *dst) noexcept nogil
+        void (*scale_rows)(void *x, int rows, ptrdiff_t dim,
+                           const float *factors) noexcept nogil
         void (*scores)(const void *qt, int cols, const void *k, ptrdiff_t ldk, int nk,
                        ptrdiff_t dim, void *s) noexcept nogil
         void (*softcap)(void *s, int nk, int cols, double cap) noexcept nogil
@@ -48,6 +51,7 @@ cdef extern from "simd/tiles.h" nogil:
         void (*scores)(const void *q, ptrdiff_t ldq, const void *k, ptrdiff_t ldk,
                        ptrdiff_t head_stride, int nk, int heads, int group, ptrdiff_t dim,
                        void *s, ptrdiff_t lds) noexcept nogil
+        void (*multiply)(void *s, int nk, const float *factors) noexcept nogil
         void (*softcap)(void *s, int nk, double cap) noexcept nogil
         void (*alibi)(void *s, int nk, double slope, double position) noexcept nogil
         void (*add_bias)(void *s, int nk, const void *bias, ptrdiff_t key_stride,
@@ -204,9 +208,9 @@ cdef extern from "simd/tiles.h" nogil:
 
     ctypedef struct rv_table:
         const char *isa
-        const rv_softmax_tiles *softmax[4]
-        const rv_softmax_tiles *wide[4]
-        const rv_decode_tiles *decode[4]
+        const rv_softmax_tiles *softmax[5]
+        const rv_softmax_tiles *wide[5]
+        const rv_decode_tiles *decode[5]
         const rv_ball_tiles *ball[4]
         const rv_backward_tiles *backward[4]
         const rv_graph_tiles *graph[2]
@@ -214,6 +218,9 @@ cdef extern from "simd/tiles.h" nogil:
         const rv_linear_tiles *linear[2]
         const rv_rotary_tiles *rotary[4]
         const rv_optim_tiles *optim[2]
+        int (*quantize)(const float *x, ptrdiff_t n, int8_t *out, float *scale) noexcept nogil
+        int (*any_between)(const float *x, ptrdiff_t n, uint32_t low,
+                           uint32_t high) noexcept nogil
 
 
 cdef const rv_table *tiles() noexcept nogil

@@ -153,6 +153,14 @@ cdef void load_keys(const Call *call, const Segment *segment, int kv_head, int64
     else:
         call.tiles.load_keys(segment.k + kv_head * call.k_head + first_key * call.k_row,
                              call.k_row // call.tiles.item, nk, call.dim, out)
+        if segment.k_scales != NULL:
+            call.tiles.scale_rows(out, nk, call.dim, scales_at(
+                segment.k_scales, call.k_scale_head, kv_head, first_key))
+
+
+cdef inline const float *scales_at(const char *scales, Py_ssize_t stride, int kv_head,
+                                   int64_t first_key) noexcept nogil:
+    return <const float *> (scales + kv_head * stride) + first_key
 
 
 cdef bint score_tile(const Call *call, const Segment *segment, int kv_head, Py_ssize_t start,
@@ -258,6 +266,9 @@ cdef void attend_range(const Call *call, const Segment *segment, int kv_head, Py
         if t.load_values != NULL:
             t.load_values(values, call.v_row // t.item, nk, call.dim_v, scratch.values)
             values = scratch.values
+            if segment.v_scales != NULL:
+                t.scale_rows(scratch.values, nk, call.dim_v, scales_at(
+                    segment.v_scales, call.v_scale_head, kv_head, first_key))
             ldv = call.dim_v
         if call.ball != NULL:
             _ball.load_keys(call, segment, kv_head, first_key, nk, &scratch.ball)

@@ -43,6 +43,7 @@ cdef struct Call:
     Py_ssize_t q_head, q_row, k_head, k_row, v_head, v_row
     Py_ssize_t out_head, out_row, lse_head, lse_row
     Py_ssize_t bias_head, bias_row, bias_key, mask_head, mask_row, mask_key
+    Py_ssize_t k_scale_head, v_scale_head
     double scale, softcap, unit
     bint causal, symmetric
     int64_t left, right, num_sinks
@@ -52,9 +53,10 @@ cdef struct Call:
 
 
 cdef struct Segment:
-    # One sequence of queries over one sequence of keys, all heads. bias, mask, lse and
-    # weights may be null; positions are for a call with rotary ones. `weights`, for one query
-    # only, takes the probabilities as contiguous (heads, lk) reals.
+    # One sequence of queries over one sequence of keys, all heads. bias, mask, lse, weights
+    # and the scales, factors of the rows of k and v as contiguous floats of each head, may be
+    # null; positions are for a call with rotary ones. `weights`, for one query only, takes the
+    # probabilities as contiguous (heads, lk) reals.
     const char *q
     const char *k
     const char *v
@@ -63,6 +65,8 @@ cdef struct Segment:
     const char *ball_v
     const char *bias
     const char *mask
+    const char *k_scales
+    const char *v_scales
     const int64_t *q_positions
     const int64_t *k_positions
     char *out

@@ -12,7 +12,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ruvector._kernels cimport _dispatch
-from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64
+from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64, RV_I8
 from ruvector._kernels._engine cimport run
 from ruvector._kernels._merge cimport States, merge_states
 from ruvector._kernels._problem cimport Ball, Call, Rotary, Segment
@@ -36,6 +36,12 @@ cdef int dtype_of(cnp.ndarray array) except -1:
     if number == cnp.NPY_UINT16:
         return RV_BF16
     raise TypeError(f"no kernel for arrays of {array.dtype}")
+
+
+cdef struct Stored:
+    # The tiles of a call whose keys and values are stored in another type than its queries.
+    _dispatch.rv_softmax_tiles tiles
+    _dispatch.rv_decode_tiles decode
 
 
 cdef inline const char *data(cnp.ndarray array) noexcept:
@@ -91,6 +97,34 @@ cdef int describe(Call *call, cnp.ndarray query, cnp.ndarray key, spec) except -
     return 0
 
 
+cdef int describe_stored(Call *call, Stored *stored, cnp.ndarray query, cnp.ndarray key,
+                         spec) except -1:
+    """Let float32 queries read keys and values of another storage type, perhaps scaled."""
+    cdef const _dispatch.rv_table *table = _dispatch.tiles()
+    cdef int own = dtype_of(query), other = own
+    cdef object option = spec.key_scales
+    if option is not None:
+        call.k_scale_head = stride(option, 1)
+    option = spec.value_scales
+    if option is not None:
+        call.v_scale_head = stride(option, 1)
+    if cnp.PyArray_TYPE(key) == cnp.NPY_INT8:
+        other = RV_I8
+    else:
+        other = dtype_of(key)
+    if other == own:
+        return 0
+    if own != RV_F32 or other == RV_F64:
+        raise TypeError(f"no kernel for queries of {query.dtype} and keys of {key.dtype}")
+    stored.tiles, stored.decode = table.wide[other][0], table.decode[other][0]
+    stored.tiles.pack = table.softmax[own].pack
+    stored.tiles.finish = table.softmax[own].finish
+    stored.decode.load_query = table.decode[own].load_query
+    stored.decode.finish = table.decode[own].finish
+    call.tiles, call.decode = &stored.tiles, &stored.decode
+    return 0
+
+
 cdef int describe_rotary(Call *call, Rotary *rotary, cnp.ndarray query, spec) except -1:
     """Add rotary positions to a call where the specification has them."""
     cdef int dtype = dtype_of(query), reals = RV_F64 if dtype == RV_F64 else RV_F32
@@ -113,6 +147,7 @@ cdef Segment *batch_segments(Py_ssize_t count, cnp.ndarray query, cnp.ndarray ke
     cdef Segment *segments = <Segment *> malloc(max(count, 1) * sizeof(Segment))
     cdef Segment *segment
     cdef object bias = spec.bias, mask = spec.mask, rotary = spec.rotary
+    cdef object k_scales = spec.key_scales, v_scales = spec.value_scales
     cdef bint bottom_right = spec.bottom_right
     cdef Py_ssize_t b
     if segments == NULL:
@@ -128,6 +163,10 @@ cdef Segment *batch_segments(Py_ssize_t count, cnp.ndarray query, cnp.ndarray ke
             segment.bias = data(bias) + b * stride(bias, 0)
         if mask is not None:
             segment.mask = data(mask) + b * stride(mask, 0)
+        if k_scales is not None:
+            segment.k_scales = data(k_scales) + b * stride(k_scales, 0)
+        if v_scales is not None:
+            segment.v_scales = data(v_scales) + b * stride(v_scales, 0)
         if rotary is not None:
             segment.q_positions = entry_positions(rotary.query_positions, b)
             segment.k_positions = entry_positions(rotary.key_positions, b)
@@ -161,6 +200,10 @@ cdef int cut_segments(const Call *call, Segment *segments, const Segment *whole,
             segment.bias += ends_q[s] * call.bias_row + ends_k[s] * call.bias_key
         if segment.mask != NULL:
             segment.mask += ends_q[s] * call.mask_row + ends_k[s] * call.mask_key
+        if segment.k_scales != NULL:
+            segment.k_scales += ends_k[s] * <Py_ssize_t> sizeof(float)
+        if segment.v_scales != NULL:
+            segment.v_scales += ends_k[s] * <Py_ssize_t> sizeof(float)
         if segment.q_positions != NULL:
             segment.q_positions += ends_q[s]
             segment.k_positions += ends_k[s]
@@ -171,11 +214,13 @@ def attend(cnp.ndarray query not None, cnp.ndarray key not None, cnp.ndarray val
            cnp.ndarray out not None, lse, spec, int threads):
     """Compute the attention state (o, L) of every query row."""
     cdef Call call
+    cdef Stored stored
     cdef Rotary rotary
     cdef Segment *segments
     cdef Segment *sequences
     cdef Py_ssize_t batch = length(query, 0), count, b
     describe(&call, query, key, spec)
+    describe_stored(&call, &stored, query, key, spec)
     describe_rotary(&call, &rotary, query, spec)
     if length(query, 2) == 0 or batch == 0 or call.heads == 0:
         return
@@ -325,10 +370,12 @@ def weights(cnp.ndarray query not None, cnp.ndarray key not None, cnp.ndarray ou
             spec, int threads):
     """Compute the softmax probabilities of every query row, hidden keys 0."""
     cdef Call call
+    cdef Stored stored
     cdef Rotary rotary
     cdef Segment *segments
     cdef Py_ssize_t batch = length(query, 0), b
     describe(&call, query, key, spec)
+    describe_stored(&call, &stored, query, key, spec)
     describe_rotary(&call, &rotary, query, spec)
     if cnp.PyArray_SIZE(out) == 0:
         return
@@ -347,11 +394,13 @@ def top_k(cnp.ndarray query not None, cnp.ndarray key not None, Py_ssize_t k,
           cnp.ndarray indices not None, cnp.ndarray weights not None, spec, int threads):
     """Find the k most attended keys of every query row."""
     cdef Call call
+    cdef Stored stored
     cdef Rotary rotary
     cdef Segment *segments
     cdef Ranking *rankings
     cdef Py_ssize_t batch = length(query, 0), b
     describe(&call, query, key, spec)
+    describe_stored(&call, &stored, query, key, spec)
     describe_rotary(&call, &rotary, query, spec)
     if cnp.PyArray_SIZE(indices) == 0:
         return

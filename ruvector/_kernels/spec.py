@@ -54,6 +54,10 @@ class AttentionSpec:
     contiguous int64 ``(Lq,)``, ``cu_seqlens_q`` and ``cu_seqlens_k`` are contiguous int64
     ``(S + 1,)`` and come together.
 
+    With `key_scales` a key is the stored row times its scale, with `value_scales` a value:
+    float32 views ``(B, Hkv, Lk)`` with a contiguous last axis, finite. Rows are then int8.
+    The gradient and calls with a ball have neither.
+
     With `rotary` the kernels take ``R(u) q_i . R(v) k_j`` for the dot product, u and v being
     the positions of the rows: all but those with a ball and those of the gradient.
     """
@@ -74,6 +78,8 @@ class AttentionSpec:
     cu_seqlens_q: NDArray[np.int64] | None = None
     cu_seqlens_k: NDArray[np.int64] | None = None
     rotary: RotarySpec | None = None
+    key_scales: _Array | None = None
+    value_scales: _Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

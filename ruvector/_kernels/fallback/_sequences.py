@@ -20,7 +20,8 @@ def sequences(spec: AttentionSpec) -> Iterator[tuple[slice, slice, AttentionSpec
         return
     assert spec.cu_seqlens_k is not None
     plain = replace(spec, cu_seqlens_q=None, cu_seqlens_k=None)
-    packed = any(a is not None for a in (spec.bias, spec.mask, spec.positions, spec.rotary))
+    arrays = (spec.bias, spec.mask, spec.positions, spec.rotary, spec.key_scales)
+    packed = any(a is not None for a in arrays)
     q_ends, k_ends = spec.cu_seqlens_q.tolist(), spec.cu_seqlens_k.tolist()
     for s in range(len(q_ends) - 1):
         q, k = slice(q_ends[s], q_ends[s + 1]), slice(k_ends[s], k_ends[s + 1])
@@ -33,6 +34,8 @@ def sequences(spec: AttentionSpec) -> Iterator[tuple[slice, slice, AttentionSpec
                 bias=None if spec.bias is None else spec.bias[:, :, q, k],
                 mask=None if spec.mask is None else spec.mask[:, :, q, k],
                 positions=None if spec.positions is None else spec.positions[q],
+                key_scales=None if spec.key_scales is None else spec.key_scales[:, :, k],
+                value_scales=None if spec.value_scales is None else spec.value_scales[:, :, k],
                 rotary=None if spec.rotary is None else _part(spec.rotary, q, k),
             )
         yield q, k, own

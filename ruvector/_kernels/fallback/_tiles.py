@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvector._kernels.fallback import _ball, _rotary, _storage
+from ruvector._kernels.fallback._stored import StoredRows, part_of_scales
 from ruvector._kernels.fallback._visible import VisibleKeys, is_positional, reach
 from ruvector._kernels.spec import AttentionSpec
 
@@ -80,22 +81,6 @@ def _cut(
     if copied:
         keys = min(keys, 2 * _SCORES // (entries * heads * width))
     return _Cut(entries, heads, rows, max(1, min(num_keys, keys)))
-
-
-class _Rows:
-    """Key or value rows of some heads, ready for BLAS one tile at a time."""
-
-    __slots__ = ("_array", "_ready")
-
-    def __init__(self, array: _Array) -> None:
-        self._ready = not _storage.needs_copy(array)
-        if not self._ready and array.size <= _WIDENED:
-            array, self._ready = _storage.ready(array), True
-        self._array = array
-
-    def tile(self, start: int, stop: int) -> _Array:
-        rows = self._array[:, :, start:stop]
-        return rows if self._ready else _storage.ready(rows)
 
 
 def _unrepeat(array: _Array | None) -> _Array | None:
@@ -190,8 +175,8 @@ class Block:
     def __init__(
         self,
         problem: _Problem,
-        keys: _Rows | _rotary.TurnedRows,
-        values: _Rows | _ball.ValueRows | None,
+        keys: StoredRows | _rotary.TurnedRows,
+        values: StoredRows | _ball.ValueRows | None,
         ball_keys: _ball.KeyPoints | None,
         place: tuple[slice, slice, slice],
     ) -> None:
@@ -401,8 +386,8 @@ def blocks(
         entries = slice(b, min(b + cut.batch, batch))
         for h in range(0, num_heads // group, cut.heads):
             own = slice(h, min(h + cut.heads, num_heads // group))
-            keys = _keys(key[entries, own], spec, entries)
-            values = None if value is None else _values(value, ball, entries, own)
+            keys = _keys(key[entries, own], spec, entries, own)
+            values = None if value is None else _values(value, spec, ball, entries, own)
             ball_keys = None
             if ball is not None:
                 points = ball.key[entries, own]
@@ -413,17 +398,27 @@ def blocks(
                 yield Block(problem, keys, values, ball_keys, (entries, heads, rows))
 
 
-def _keys(own: _Array, spec: AttentionSpec, entries: slice) -> _Rows | _rotary.TurnedRows:
+def _keys(
+    own: _Array, spec: AttentionSpec, entries: slice, heads: slice
+) -> StoredRows | _rotary.TurnedRows:
     if spec.rotary is None:
-        return _Rows(own)
+        return StoredRows(
+            own, part_of_scales(spec.key_scales, entries, heads), own.size <= _WIDENED
+        )
     return _rotary.TurnedRows(own, entries, spec.rotary, own.size <= _WIDENED)
 
 
 def _values(
-    value: _Array, ball: _ball.BallPart | None, entries: slice, heads: slice
-) -> _Rows | _ball.ValueRows:
+    value: _Array,
+    spec: AttentionSpec,
+    ball: _ball.BallPart | None,
+    entries: slice,
+    heads: slice,
+) -> StoredRows | _ball.ValueRows:
     own = value[entries, heads]
     if ball is None or ball.value is None:
-        return _Rows(own)
+        return StoredRows(
+            own, part_of_scales(spec.value_scales, entries, heads), own.size <= _WIDENED
+        )
     second = ball.value[entries, heads]
     return _ball.ValueRows(own, second, ball.spec, own.size + second.size <= _WIDENED)

@@ -67,9 +67,10 @@ def attend(
         float32, float64, float16, or uint16 holding the bits of bfloat16. Any strides on
         the first three axes, zero and negative included; the last axis contiguous.
     key : ndarray, shape (B, Hkv, Lk, D)
-        Of the query's dtype. Query head ``h`` reads head ``h // (H // Hkv)``.
+        Of the query's dtype; beside float32 queries also float16, bfloat16 or, with scales in
+        `spec`, int8. Query head ``h`` reads head ``h // (H // Hkv)``.
     value : ndarray, shape (B, Hkv, Lk, Dv)
-        Of the query's dtype.
+        Of the key's dtype.
     out : ndarray, shape (B, H, Lq, Dv)
         Takes o, in the query's dtype. Overlaps no input.
     lse : ndarray, shape (B, H, Lq), or None

@@ -6,28 +6,21 @@
  * prefetched. Parameters as in storage.inc.h (ITEM, S, LOAD, LOAD_N) and softmax.inc.h.
  */
 
+/* Vectors that share one prefetch: those of a cache line, four at the most. */
+#define RV_SHARED (64 / (int)sizeof(ITEM) / LANES)
+#define RV_LINE (RV_SHARED < 1 ? 1 : RV_SHARED > 4 ? 4 : RV_SHARED)
+
 #ifndef RV_AHEAD
 #define RV_AHEAD
 /* Rows between the one that is read and the one that is prefetched: 8 KB of one head's rows,
- * or the next block of 16 where several heads are read side by side. */
-static RV_INLINE ptrdiff_t rv_ahead(ptrdiff_t row_bytes, int heads)
+ * or the next block of 16 where several heads are read side by side, two of bytes. */
+static RV_INLINE ptrdiff_t rv_ahead(ptrdiff_t row_bytes, int heads, size_t item)
 {
     const ptrdiff_t size = row_bytes < 0 ? -row_bytes : row_bytes;
-    if (heads > 1) return 16;
+    if (heads > 1) return item > 1 ? 16 : 32;
     return size > 2048 ? 4 : 8192 / (size + 1) + 1;
 }
 #endif
-
-static void S(load_query)(const void *row_, ptrdiff_t dim, double scale, void *dst_)
-{
-    const ITEM *row = row_;
-    REAL *dst = dst_;
-    const RT factor = R(set1)((REAL)scale);
-    for (ptrdiff_t d = 0; d < dim; d += LANES) {
-        RT x = dim - d < LANES ? LOAD_N(row + d, (int)(dim - d)) : LOAD(row + d);
-        R(store)(dst + d, R(mul)(factor, x));
-    }
-}
 
 /* Scores of LANES keys (rows k[0..n), the last one repeated) against G queries of one head. */
 static RV_INLINE void S(score_keys)(const REAL *q, ptrdiff_t ldq, const ITEM *k, ptrdiff_t ldk,
@@ -44,7 +37,16 @@ static RV_INLINE void S(score_keys)(const REAL *q, ptrdiff_t ldq, const ITEM *k,
             RV_UNROLL for (int g = 0; g < G; g++) acc[i][g] = R(set1)(0);
         }
         ptrdiff_t d = 0;
-        for (; d + LANES <= dim; d += LANES)
+        for (; d + RV_LINE * LANES <= dim; d += RV_LINE * LANES)
+            RV_UNROLL for (int i = 0; i < ROWS; i++) {
+                RV_PREFETCH(row[i] + d + ahead);
+                RV_UNROLL for (int c = 0; c < RV_LINE * LANES; c += LANES) {
+                    RT x = LOAD(row[i] + d + c);
+                    RV_UNROLL for (int g = 0; g < G; g++)
+                        acc[i][g] = R(fma)(x, R(load)(q + g * ldq + d + c), acc[i][g]);
+                }
+            }
+        for (; RV_LINE > 1 && d + LANES <= dim; d += LANES)
             RV_UNROLL for (int i = 0; i < ROWS; i++) {
                 RT x = LOAD(row[i] + d);
                 RV_PREFETCH(row[i] + d + ahead);
@@ -74,7 +76,7 @@ static void S(decode_scores)(const void *q_, ptrdiff_t ldq, const void *k_, ptrd
 {
     const REAL *q = q_;
     REAL *s = s_;
-    const ptrdiff_t ahead = ldk * rv_ahead(ldk * (ptrdiff_t)sizeof(ITEM), heads);
+    const ptrdiff_t ahead = ldk * rv_ahead(ldk * (ptrdiff_t)sizeof(ITEM), heads, sizeof(ITEM));
     for (int j = 0; j < nk; j += LANES) {
         const int n = nk - j < LANES ? nk - j : LANES;
         for (int h = 0; h < heads; h++) {
@@ -108,7 +110,7 @@ static RV_INLINE void S(add_values)(const REAL *p, ptrdiff_t lds, const ITEM *v,
         RV_UNROLL for (int i = 0; i < chains; i++) RV_UNROLL for (int c = 0; c < VECS; c++) {
             const ITEM *at = v + i * ldv + c * LANES;
             RT x = part ? LOAD_N(at, (int)width) : LOAD(at);
-            RV_PREFETCH(at + ahead);
+            if (c % RV_LINE == 0) RV_PREFETCH(at + ahead);
             RV_UNROLL for (int g = 0; g < G; g++)
                 acc[i][g][c] = R(fma)(x, R(set1)(p[g * lds + j + i]), acc[i][g][c]);
         }
@@ -149,7 +151,7 @@ static void S(decode_accumulate)(const void *p_, const void *scores, ptrdiff_t l
 {
     const REAL *p = p_, *s = scores;
     REAL *o = o_;
-    const ptrdiff_t ahead = ldv * rv_ahead(ldv * (ptrdiff_t)sizeof(ITEM), heads);
+    const ptrdiff_t ahead = ldv * rv_ahead(ldv * (ptrdiff_t)sizeof(ITEM), heads, sizeof(ITEM));
     /* 16 rows at a time: what one head leaves of them is still in L1 for the next. */
     for (int j = 0; j < nk; j += 16) {
         const int n = nk - j < 16 ? nk - j : 16;
@@ -172,28 +174,5 @@ static void S(decode_accumulate)(const void *p_, const void *scores, ptrdiff_t l
     }
 }
 
-static int S(values_finite)(const void *v_, ptrdiff_t ldv, int nk, ptrdiff_t dv)
-{
-    const ITEM *v = v_;
-    const RT zero = R(set1)(0);
-    RT nan = zero; /* x * 0 is NaN for NaN and for infinity */
-    for (int j = 0; j < nk; j++) {
-        ptrdiff_t d = 0;
-        for (; d + LANES <= dv; d += LANES) nan = R(fma)(LOAD(v + j * ldv + d), zero, nan);
-        if (d < dv) nan = R(fma)(LOAD_N(v + j * ldv + d, (int)(dv - d)), zero, nan);
-    }
-    return R(sum)(nan) == 0;
-}
-
-static void S(decode_finish)(const void *m, const void *l, const void *o_, ptrdiff_t dv,
-                             void *out_, void *lse)
-{
-    const REAL *o = o_, sum = *(const REAL *)l, inverse = sum == 0 ? 0 : 1 / sum;
-    ITEM *out = out_;
-    for (ptrdiff_t d = 0; d < dv; d += LANES) {
-        RT x = R(mul)(R(load)(o + d), R(set1)(inverse));
-        if (dv - d < LANES) STORE_N(out + d, x, (int)(dv - d));
-        else STORE(out + d, x);
-    }
-    if (lse) *(REAL *)lse = T(natural_lse)(*(const REAL *)m, sum);
-}
+#undef RV_LINE
+#undef RV_SHARED

@@ -4,6 +4,12 @@
  * LANES behind nk or dv.
  */
 
+static void T(row_multiply)(void *s_, int nk, const float *factors)
+{
+    REAL *s = s_;
+    for (int j = 0; j < nk; j++) s[j] *= factors[j];
+}
+
 static void T(row_softcap)(void *s, int nk, double cap)
 {
     const int vectors = (nk + LANES - 1) / LANES;

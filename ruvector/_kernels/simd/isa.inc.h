@@ -2,6 +2,7 @@
  * after its vec_<name>.h; ends in the tables of that instruction set. */
 
 #include <math.h>
+#include <string.h>
 
 #include "tiles.h"
 #include "blocks.inc.h"
@@ -13,8 +14,9 @@
 #define RV_NAME(type, name) RV_NAME_(RV_ISA, type, name)
 
 #include "distances.inc.h"
+#include "quantize.inc.h"
 
-/* ---- float arithmetic: float32, float16 and bfloat16 storage ---------------------- */
+/* ---- float arithmetic: float32, float16, bfloat16 and int8 storage ---------------- */
 
 #define REAL float
 #define RT vf
@@ -61,7 +63,19 @@
 #define STORE vf_store_bf16
 #define STORE_N vf_store_bf16_n
 #include "storage.inc.h"
+
+#define S(name) RV_NAME(i8, name)
+#define ITEM int8_t
+#define LOAD vf_load_i8
+#define LOAD_N vf_load_i8_n
+#include "storage.inc.h"
 #undef WIDENED
+
+static int RV_NAME(i8, values_finite)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dv)
+{
+    (void)v, (void)ldv, (void)nk, (void)dv;
+    return 1;
+}
 
 #undef REAL
 #undef RT
@@ -105,11 +119,13 @@
 
 /* ---- tables ----------------------------------------------------------------------- */
 
-#define RV_TILES(type, real_type, lanes_, item_, real_, query_tiles_, load_)                  \
+/* Rows of `type` beside queries and outputs of `own_type`. */
+#define RV_ROW_TILES(type, own_type, real_type, lanes_, item_, real_, query_tiles_, load_)    \
     static const rv_softmax_tiles RV_NAME(type, softmax) = {                                  \
         .lanes = lanes_, .cols = RV_VECS * (lanes_), .key_tile = RV_KEY_TILE,                 \
         .query_tiles = query_tiles_, .item = item_, .real = real_,                            \
-        .pack = RV_NAME(type, pack), .load_keys = load_, .load_values = load_,                \
+        .pack = RV_NAME(own_type, pack), .load_keys = load_, .load_values = load_,            \
+        .scale_rows = RV_NAME(real_type, scale_rows),                                         \
         .scores = RV_NAME(real_type, scores), .softcap = RV_NAME(real_type, softcap),         \
         .alibi = RV_NAME(real_type, alibi), .add_bias = RV_NAME(real_type, add_bias),         \
         .multiply = RV_NAME(real_type, multiply),                                             \
@@ -118,11 +134,13 @@
         .update = RV_NAME(real_type, update), .accumulate = RV_NAME(real_type, accumulate),   \
         .all_finite = RV_NAME(type, values_finite),                                           \
         .accumulate_visible = RV_NAME(real_type, accumulate_visible),                         \
-        .finish = RV_NAME(type, finish),                                                      \
+        .finish = RV_NAME(own_type, finish),                                                  \
     };                                                                                        \
     static const rv_decode_tiles RV_NAME(type, decode) = {                                    \
-        .lanes = lanes_, .key_tile = 512, .item = item_, .real = real_,                        \
-        .load_query = RV_NAME(type, load_query), .scores = RV_NAME(type, decode_scores),      \
+        .lanes = lanes_, .key_tile = 512, .item = item_, .real = real_,                       \
+        .load_query = RV_NAME(own_type, load_query),                                          \
+        .scores = RV_NAME(type, decode_scores),                                               \
+        .multiply = RV_NAME(real_type, row_multiply),                                         \
         .softcap = RV_NAME(real_type, row_softcap), .alibi = RV_NAME(real_type, row_alibi),   \
         .add_bias = RV_NAME(real_type, row_add_bias),                                         \
         .hide_mask = RV_NAME(real_type, row_hide_mask),                                       \
@@ -130,9 +148,12 @@
         .update = RV_NAME(real_type, rows_update),                                            \
         .accumulate = RV_NAME(type, decode_accumulate),                                       \
         .all_finite = RV_NAME(type, values_finite), .merge = RV_NAME(real_type, row_merge),   \
-        .finish = RV_NAME(type, decode_finish),                                               \
+        .finish = RV_NAME(own_type, decode_finish),                                           \
         .probabilities = RV_NAME(real_type, row_probabilities),                               \
-    };                                                                                        \
+    };
+
+#define RV_TILES(type, real_type, lanes_, item_, real_, query_tiles_, load_)                  \
+    RV_ROW_TILES(type, type, real_type, lanes_, item_, real_, query_tiles_, load_)            \
     static const rv_backward_tiles RV_NAME(type, backward) = {                                \
         .row_dot = RV_NAME(type, row_dot), .exp = RV_NAME(real_type, backward_exp),           \
         .scores = RV_NAME(real_type, backward_scores),                                        \
@@ -157,6 +178,7 @@ RV_TILES(f32, f32, VF_LANES, 4, 4, 1, NULL)
 RV_TILES(f64, f64, VD_LANES, 8, 8, 1, NULL)
 RV_TILES(f16, f32, VF_LANES, 2, 4, 4, RV_NAME(f16, load_tile))
 RV_TILES(bf16, f32, VF_LANES, 2, 4, 4, RV_NAME(bf16, load_tile))
+RV_ROW_TILES(i8, f32, f32, VF_LANES, 1, 4, 4, RV_NAME(i8, load_tile))
 
 #define RV_GRAPH_TILES(type, lanes_, real_)                                                   \
     static const rv_graph_tiles RV_NAME(type, graph) = {                                      \
@@ -194,12 +216,14 @@ const rv_table RV_TABLE_(RV_ISA) = {
         [RV_F64] = &RV_NAME(f64, softmax),
         [RV_F16] = &RV_NAME(f16, softmax),
         [RV_BF16] = &RV_NAME(bf16, softmax),
+        [RV_I8] = &RV_NAME(i8, softmax),
     },
     .wide = {
         [RV_F32] = &RV_NAME(f32, softmax),
         [RV_F64] = &RV_NAME(f64, softmax),
         [RV_F16] = &RV_NAME(f16, softmax),
         [RV_BF16] = &RV_NAME(bf16, softmax),
+        [RV_I8] = &RV_NAME(i8, softmax),
     },
     .backward = {
         [RV_F32] = &RV_NAME(f32, backward),
@@ -212,6 +236,7 @@ const rv_table RV_TABLE_(RV_ISA) = {
         [RV_F64] = &RV_NAME(f64, decode),
         [RV_F16] = &RV_NAME(f16, decode),
         [RV_BF16] = &RV_NAME(bf16, decode),
+        [RV_I8] = &RV_NAME(i8, decode),
     },
     .ball = {
         [RV_F32] = &RV_NAME(f32, ball),
@@ -229,4 +254,6 @@ const rv_table RV_TABLE_(RV_ISA) = {
         [RV_F16] = &RV_NAME(f16, rotary),
         [RV_BF16] = &RV_NAME(bf16, rotary),
     },
+    .quantize = RV_NAME(f32, quantize),
+    .any_between = RV_NAME(f32, any_between),
 };

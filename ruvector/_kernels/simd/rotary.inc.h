@@ -139,7 +139,7 @@ static void S(rotary_scores)(const void *q_, ptrdiff_t ldq, const void *k_, ptrd
                              ptrdiff_t dim, const int64_t *positions, const void *table,
                              int neighbours, void *s_, ptrdiff_t lds)
 {
-    const ptrdiff_t ahead = ldk * rv_ahead(ldk * (ptrdiff_t)sizeof(ITEM), heads);
+    const ptrdiff_t ahead = ldk * rv_ahead(ldk * (ptrdiff_t)sizeof(ITEM), heads, sizeof(ITEM));
     const RM even = S(even_lanes)();
     for (int j = 0; j < nk; j += LANES) {
         const int n = nk - j < LANES ? nk - j : LANES;

@@ -163,6 +163,15 @@ static void T(multiply)(void *s_, int nk, int cols, double factor)
     for (int i = 0; i < nk * cols; i += LANES) R(store)(s + i, R(mul)(f, R(load)(s + i)));
 }
 
+static void T(scale_rows)(void *x_, int rows, ptrdiff_t dim, const float *factors)
+{
+    REAL *x = x_;
+    for (int j = 0; j < rows; j++, x += dim) {
+        const REAL f = factors[j];
+        for (ptrdiff_t d = 0; d < dim; d++) x[d] *= f;
+    }
+}
+
 static void T(hide_mask)(void *s_, int nk, int cols, const void *const *rows,
                          ptrdiff_t key_stride)
 {

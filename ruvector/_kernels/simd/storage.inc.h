@@ -2,8 +2,27 @@
  *
  * The including file sets ITEM (the stored type), S(name) (the function's own name),
  * LOAD(p), LOAD_N(p, n), STORE(p, x), STORE_N(p, x, n), and REAL, RT, R, LANES as
- * softmax.inc.h has them.
+ * softmax.inc.h has them; WIDENED where ITEM is not REAL. Without STORE the type is one that
+ * keys and values alone may have, and holds finite numbers.
  */
+
+#ifdef WIDENED
+/* A tile of stored rows becomes a tile of reals. */
+static void S(load_tile)(const void *src_, ptrdiff_t ld, int rows, ptrdiff_t dim, void *dst_)
+{
+    const ITEM *src = src_;
+    REAL *dst = dst_;
+    for (int j = 0; j < rows; j++, src += ld, dst += dim) {
+        ptrdiff_t d = 0;
+        for (; d + LANES <= dim; d += LANES) R(store)(dst + d, LOAD(src + d));
+        if (d < dim) R(store_n)(dst + d, LOAD_N(src + d, (int)(dim - d)), (int)(dim - d));
+    }
+}
+#endif
+
+#include "decode.inc.h"
+
+#ifdef STORE
 
 static void S(pack)(const void *const *rows, int cols, ptrdiff_t dim, double scale, void *qt_)
 {
@@ -56,24 +75,47 @@ static void S(finish)(const void *o_, const void *m_, const void *l_, int cols, 
             *(REAL *)lse[i] = T(natural_lse)(m[i], l[i]);
 }
 
-#ifdef WIDENED
-/* A tile of stored rows becomes a tile of reals. */
-static void S(load_tile)(const void *src_, ptrdiff_t ld, int rows, ptrdiff_t dim, void *dst_)
+static void S(load_query)(const void *row_, ptrdiff_t dim, double scale, void *dst_)
 {
-    const ITEM *src = src_;
+    const ITEM *row = row_;
     REAL *dst = dst_;
-    for (int j = 0; j < rows; j++, src += ld, dst += dim) {
-        ptrdiff_t d = 0;
-        for (; d + LANES <= dim; d += LANES) R(store)(dst + d, LOAD(src + d));
-        if (d < dim) R(store_n)(dst + d, LOAD_N(src + d, (int)(dim - d)), (int)(dim - d));
+    const RT factor = R(set1)((REAL)scale);
+    for (ptrdiff_t d = 0; d < dim; d += LANES) {
+        RT x = dim - d < LANES ? LOAD_N(row + d, (int)(dim - d)) : LOAD(row + d);
+        R(store)(dst + d, R(mul)(factor, x));
     }
 }
-#endif
 
-#include "decode.inc.h"
+static int S(values_finite)(const void *v_, ptrdiff_t ldv, int nk, ptrdiff_t dv)
+{
+    const ITEM *v = v_;
+    const RT zero = R(set1)(0);
+    RT nan = zero; /* x * 0 is NaN for NaN and for infinity */
+    for (int j = 0; j < nk; j++) {
+        ptrdiff_t d = 0;
+        for (; d + LANES <= dv; d += LANES) nan = R(fma)(LOAD(v + j * ldv + d), zero, nan);
+        if (d < dv) nan = R(fma)(LOAD_N(v + j * ldv + d, (int)(dv - d)), zero, nan);
+    }
+    return R(sum)(nan) == 0;
+}
+
+static void S(decode_finish)(const void *m, const void *l, const void *o_, ptrdiff_t dv,
+                             void *out_, void *lse)
+{
+    const REAL *o = o_, sum = *(const REAL *)l, inverse = sum == 0 ? 0 : 1 / sum;
+    ITEM *out = out_;
+    for (ptrdiff_t d = 0; d < dv; d += LANES) {
+        RT x = R(mul)(R(load)(o + d), R(set1)(inverse));
+        if (dv - d < LANES) STORE_N(out + d, x, (int)(dv - d));
+        else STORE(out + d, x);
+    }
+    if (lse) *(REAL *)lse = T(natural_lse)(*(const REAL *)m, sum);
+}
+
 #include "rotary.inc.h"
 #include "ball_storage.inc.h"
 #include "backward_storage.inc.h"
+#endif
 
 #undef ITEM
 #undef S

@@ -18,7 +18,17 @@
 extern "C" {
 #endif
 
-typedef enum { RV_F32, RV_F64, RV_F16, RV_BF16, RV_NUM_DTYPES } rv_dtype;
+/* Queries and outputs have one of the first types. Keys and values may also be RV_I8, whole
+ * numbers to be multiplied by a float32 factor a row, which belongs to the caller. */
+typedef enum {
+    RV_F32,
+    RV_F64,
+    RV_F16,
+    RV_BF16,
+    RV_NUM_DTYPES,
+    RV_I8 = RV_NUM_DTYPES,
+    RV_NUM_STORED
+} rv_dtype;
 
 /* Strides are in elements of the storage type, sizes in elements. */
 typedef struct rv_softmax_tiles {
@@ -36,6 +46,8 @@ typedef struct rv_softmax_tiles {
      * they read the caller's memory in place. The copy's stride is `dim`. */
     void (*load_keys)(const void *k, ptrdiff_t ldk, int nk, ptrdiff_t dim, void *dst);
     void (*load_values)(const void *v, ptrdiff_t ldv, int nk, ptrdiff_t dim, void *dst);
+    /* x[row][dim] *= factors[row], for rows that were loaded as reals */
+    void (*scale_rows)(void *x, int rows, ptrdiff_t dim, const float *factors);
     /* s[j][cols] = k[j] . qt */
     void (*scores)(const void *qt, int cols, const void *k, ptrdiff_t ldk, int nk, ptrdiff_t dim,
                    void *s);
@@ -88,6 +100,8 @@ typedef struct rv_decode_tiles {
                    ptrdiff_t head_stride, int nk, int heads, int group, ptrdiff_t dim, void *s,
                    ptrdiff_t lds);
 
+    /* s[j] *= factors[j], for one row of nk scores or probabilities */
+    void (*multiply)(void *s, int nk, const float *factors);
     /* Score epilogues over one row of nk scores, as those of rv_softmax_tiles. */
     void (*softcap)(void *s, int nk, double cap);
     void (*alibi)(void *s, int nk, double slope, double position);
@@ -283,9 +297,9 @@ typedef struct rv_optim_tiles {
 
 typedef struct rv_table {
     const char *isa;
-    const rv_softmax_tiles *softmax[RV_NUM_DTYPES];
-    const rv_softmax_tiles *wide[RV_NUM_DTYPES]; /* what they load is reals */
-    const rv_decode_tiles *decode[RV_NUM_DTYPES];
+    const rv_softmax_tiles *softmax[RV_NUM_STORED];
+    const rv_softmax_tiles *wide[RV_NUM_STORED]; /* what they load is reals */
+    const rv_decode_tiles *decode[RV_NUM_STORED];
     const rv_ball_tiles *ball[RV_NUM_DTYPES];
     const rv_backward_tiles *backward[RV_NUM_DTYPES];
     const rv_graph_tiles *graph[2]; /* RV_F32, RV_F64 */
@@ -293,6 +307,11 @@ typedef struct rv_table {
     const rv_linear_tiles *linear[2];
     const rv_rotary_tiles *rotary[RV_NUM_DTYPES];
     const rv_optim_tiles *optim[2];
+
+    /* A row of floats as whole numbers and their scale; 0 where one is not finite. */
+    int (*quantize)(const float *x, ptrdiff_t n, int8_t *out, float *scale);
+    /* Does any |x| lie in [low, high), given as the bits of floats? */
+    int (*any_between)(const float *x, ptrdiff_t n, uint32_t low, uint32_t high);
 } rv_table;
 
 #ifdef __cplusplus

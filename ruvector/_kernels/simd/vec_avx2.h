@@ -230,6 +230,10 @@ static RV_INLINE vf vf_load_bf16(const uint16_t *p)
     __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
 }
+static RV_INLINE vf vf_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 static RV_INLINE void vf_store_bf16(uint16_t *p, vf x)
 {
     /* Round half to even on the bits; a NaN keeps its sign and becomes quiet. */

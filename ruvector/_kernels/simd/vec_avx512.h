@@ -211,7 +211,7 @@ static RV_INLINE void vd_store_f32_n(float *p, vd x, int n)
     _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1u), _mm512_cvtpd_ps(x));
 }
 
-/* Stored 16-bit floats, widened. */
+/* Stored 16-bit floats and bytes, widened. */
 static RV_INLINE vf vf_load_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
@@ -224,6 +224,10 @@ static RV_INLINE vf vf_load_bf16(const uint16_t *p)
 {
     __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+}
+static RV_INLINE vf vf_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 static RV_INLINE void vf_store_bf16(uint16_t *p, vf x)
 {

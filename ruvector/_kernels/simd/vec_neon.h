@@ -4,6 +4,7 @@
 #define RV_VEC_H
 
 #include <arm_neon.h>
+#include <string.h>
 #include "compiler.h"
 
 #define RV_ISA neon
@@ -184,6 +185,13 @@ static RV_INLINE void vf_store_f16(uint16_t *p, vf x)
 static RV_INLINE vf vf_load_bf16(const uint16_t *p)
 {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+static RV_INLINE vf vf_load_i8(const int8_t *p)
+{
+    uint32_t bits;
+    memcpy(&bits, p, sizeof bits);
+    int16x8_t wide = vmovl_s8(vcreate_s8(bits));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
 static RV_INLINE void vf_store_bf16(uint16_t *p, vf x)
 {

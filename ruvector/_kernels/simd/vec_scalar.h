@@ -172,6 +172,7 @@ static RV_INLINE vf vf_load_bf16(const uint16_t *p)
     }
     return r;
 }
+static RV_INLINE vf vf_load_i8(const int8_t *p) { vf r; RV_EACH r.x[i] = p[i]; return r; }
 static RV_INLINE void vf_store_bf16(uint16_t *p, vf a)
 {
     /* Round half to even on the bits; a NaN keeps its sign and becomes quiet. */
