@@ -12,7 +12,7 @@ from . import _kernels
 from ._arrays import Array, integers, view
 from .errors import DimensionMismatchError, InvalidConfigError
 
-__all__ = ["csr_from_edges", "csr_from_graph", "in_range", "read_csr"]
+__all__ = ["Looped", "csr_from_edges", "csr_from_graph", "in_range", "read_csr"]
 
 _Integers = NDArray[np.int64]
 
@@ -119,3 +119,61 @@ def csr_from_graph(graph: Any, name: str) -> tuple[Array, Array, _Integers]:
         f"{name} must hold integers and come with indices, or be a SciPy sparse array or a "
         f"NetworkX graph, got {type(graph).__name__}"
     )
+
+
+class Looped:
+    """A graph whose nodes have one edge to themselves, in place of those that they had.
+
+    Parameters
+    ----------
+    indptr : ndarray of int64, shape (N + 1,)
+    indices : ndarray of int, shape (E,)
+    senders : int
+        How many nodes send; receivers beyond have no edge to themselves.
+
+    Attributes
+    ----------
+    indptr, indices : ndarray of int64
+        The rows of the new graph, each with its new edge last.
+    """
+
+    def __init__(self, indptr: _Integers, indices: Array, senders: int) -> None:
+        receivers = len(indptr) - 1
+        ends = np.arange(receivers).repeat(np.diff(indptr))
+        self._count = len(indices)
+        self._nodes = min(receivers, senders)
+        self._kept = np.flatnonzero(indices != ends)
+        self._ends = ends[self._kept]
+        self._degrees = np.bincount(self._ends, minlength=receivers)
+        sizes = self._degrees + (np.arange(receivers) < self._nodes)
+        self.indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        # Before an edge that is kept lie those of its kind and a new one for each row before.
+        self._places = np.arange(len(self._kept)) + np.minimum(self._ends, self._nodes)
+        self._loops = self.indptr[1 : self._nodes + 1] - 1
+        self.indices = np.empty(self.indptr[-1], np.int64)
+        self.indices[self._places] = indices[self._kept]
+        self.indices[self._loops] = np.arange(self._nodes)
+
+    def features(self, features: Array) -> Array:
+        """Return features ``(E, width)`` for the new edges; of a loop, the mean of its row."""
+        result = np.empty((len(self.indices), features.shape[1]), features.dtype)
+        result[self._places] = features[self._kept]
+        filled = np.flatnonzero(self._degrees[: self._nodes])
+        means = np.zeros((self._nodes, features.shape[1]))
+        if len(filled):
+            # A row's loop lies behind its edges, so that a sum from row to row has both.
+            result[self._loops] = 0
+            starts, stop = self.indptr[filled], self.indptr[self._nodes]
+            means[filled] = np.add.reduceat(result[:stop], starts, axis=0, dtype=np.float64)
+            means[filled] /= self._degrees[filled, np.newaxis]
+        result[self._loops] = means
+        return result
+
+    def features_gradient(self, grad: Array) -> Array:
+        """Turn the gradient of new features into that of the features given."""
+        result = np.zeros((self._count, grad.shape[1]), grad.dtype)
+        shares = np.zeros((len(self._degrees), grad.shape[1]), grad.dtype)
+        degrees = np.maximum(self._degrees[: self._nodes, np.newaxis], 1).astype(grad.dtype)
+        np.divide(grad[self._loops], degrees, out=shares[: self._nodes])
+        result[self._kept] = grad[self._places] + shares[self._ends]
+        return result

@@ -71,6 +71,8 @@ class Layer:
     ----------
     dtype : dtype
         The compute dtype.
+    channels : int
+        Width of one head.
     """
 
     def __init__(
@@ -80,13 +82,13 @@ class Layer:
         average: bool,
         *arrays: Array | None,
     ) -> None:
-        _, self._heads, self._channels = parameters["att"].shape
+        _, self._heads, self.channels = parameters["att"].shape
         self.dtype: np.dtype[Any] = np.result_type(
             parameters["att"],
             *(compute_dtype(x.dtype) for x in arrays if x is not None),
         )
         p = {name: cast(x, self.dtype) for name, x in parameters.items()}
-        by_head = (self._heads, self._channels)
+        by_head = (self._heads, self.channels)
         self._att = p["att"][0]
         self._left = p["lin_l.weight"]
         self._right = p.get("lin_r.weight", self._left)
@@ -112,12 +114,7 @@ class Layer:
     ) -> None:
         """Write the output ``(N, width)`` and L ``(N, H)`` of every node of a graph."""
         x = self._stored(x)
-        senders = x if x_src is None else self._stored(x_src)
-        left = self._transformed(senders, self._left)
-        if senders is x and self._right is self._left:
-            right = left
-        else:
-            right = self._transformed(x, self._right)
+        left, right = self._ends(x, x if x_src is None else self._stored(x_src))
         if self._residual is not None:
             _kernels.graph.project(x, self._residual, out, self._threads)
         _kernels.graph.aggregate(
@@ -141,11 +138,13 @@ class Layer:
         mask: Array | None,
         out: Array,
         weights: Array | None,
+        sums: Array | None = None,
     ) -> Array:
         """Write the output ``(B, m, width)`` and perhaps weights ``(B, H, m, n)``; return L.
 
         Keys and values are ``(B, n, dim)``, features ``(B, m, n, edge_dim)``, a mask is
-        ``(B, 1, m, n)``.
+        ``(B, 1, m, n)``. `sums` takes the attended sums ``(B * m, H, C)`` before anything is
+        added to them.
         """
         batch, m, _ = query.shape
         shape = (batch, self._heads, m)
@@ -160,8 +159,19 @@ class Layer:
         for part in self._parts(batch, m, keys.shape[1]):
             self._attend_part(part, left, right, values, features, mask, mean, lse, weights)
         if m and batch:
-            self._finish(mean, lse, query, out)
+            messages = self._messages(mean)
+            if sums is not None:
+                sums[...] = messages
+            rows = self._finished(messages, lse, query.reshape(batch * m, query.shape[2]))
+            out[...] = rows.reshape(out.shape)
         return lse
+
+    def _ends(self, x: Array, senders: Array) -> tuple[Array, Array]:
+        """Transform senders and receivers."""
+        left = self._transformed(senders, self._left)
+        if senders is x and self._right is self._left:
+            return left, left
+        return left, self._transformed(x, self._right)
 
     def _stored(self, x: Array) -> Array:
         """Bring an array to rows that kernels read beside the compute dtype."""
@@ -174,9 +184,9 @@ class Layer:
             once = self._transformed(x[:1], weight)
             return np.broadcast_to(once, (x.shape[0], *once.shape[1:]))
         rows = x.reshape(-1, x.shape[-1])
-        result = np.empty((len(rows), self._heads * self._channels), self.dtype)
+        result = np.empty((len(rows), self._heads * self.channels), self.dtype)
         _kernels.graph.project(rows, weight, result, self._threads)
-        return result.reshape(*x.shape[:-1], self._heads, self._channels)
+        return result.reshape(*x.shape[:-1], self._heads, self.channels)
 
     def _spec(self, features: Array | None, loops: bool) -> EdgeSpec:
         return EdgeSpec(
@@ -247,25 +257,31 @@ class Layer:
         if weights is not None:
             _kernels.softmax.weights(query, key, weights[by_head], spec, self._threads)
 
-    def _finish(self, mean: Array, lse: Array, query: Array, out: Array) -> None:
-        """Turn mean values ``(B, H, m, dim)`` into the output ``(B, m, width)``."""
+    def _messages(self, mean: Array) -> Array:
+        """Turn mean values ``(B, H, m, dim)`` into mean messages ``(B * m, H, C)``."""
         batch, heads, m, dim = mean.shape
-        messages = np.empty((batch * m, heads, self._channels), self.dtype)
-        weight = self._left.reshape(heads, self._channels, dim)
+        messages = np.empty((batch * m, heads, self.channels), self.dtype)
+        weight = self._left.reshape(heads, self.channels, dim)
         for h in range(heads):
             rows = mean[:, h].reshape(batch * m, dim)
             _kernels.graph.project(rows, weight[h], messages[:, h], self._threads)
+        return messages
+
+    def _finished(self, sums: Array, lse: Array, x: Array) -> Array:
+        """Turn attended sums ``(N, H, C)`` of receivers ``(N, dim)`` into rows of output.
+
+        The sums are overwritten. L is ``(..., H, m)``, N long without the heads.
+        """
         if self._message is not None:
-            seen = (lse != -np.inf).swapaxes(1, 2).reshape(batch * m, heads, 1)
-            np.add(messages, self._message, out=messages, where=seen)
-        rows = messages.reshape(batch * m, heads * self._channels)
+            seen = (lse != -np.inf).swapaxes(-1, -2).reshape(*sums.shape[:2], 1)
+            np.add(sums, self._message, out=sums, where=seen)
+        rows: Array = sums.reshape(len(sums), self._heads * self.channels)
         if self._average:
-            rows = messages.mean(axis=1)
-        if self._residual is not None:
-            residual = np.empty(rows.shape, self.dtype)
-            x = query.reshape(batch * m, query.shape[2])
-            _kernels.graph.project(x, self._residual, residual, self._threads)
-            rows += residual
+            rows = sums.mean(axis=1)
         if self._bias is not None:
             rows += self._bias
-        out[...] = rows.reshape(out.shape)
+        if self._residual is not None:
+            residual = np.empty(rows.shape, self.dtype)
+            _kernels.graph.project(x, self._residual, residual, self._threads)
+            rows += residual
+        return rows

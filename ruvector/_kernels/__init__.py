@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .fallback import cache as cache
     from .fallback import graph as graph
+    from .fallback import graph_backward as graph_backward
     from .fallback import hyperbolic as hyperbolic
     from .fallback import linear as linear
     from .fallback import optim as optim
@@ -39,6 +40,7 @@ __all__ = [
     "backend",
     "cache",
     "graph",
+    "graph_backward",
     "hyperbolic",
     "import_error",
     "isa",
@@ -60,6 +62,7 @@ FAMILIES = (
     "linear",
     "hyperbolic",
     "graph",
+    "graph_backward",
     "rotary",
     "cache",
     "utils",
@@ -71,6 +74,7 @@ COMPILED = (
     "ragged",
     "linear",
     "graph",
+    "graph_backward",
     "rotary",
     "cache",
     "utils",

@@ -121,6 +121,10 @@ cdef extern from "simd/tiles.h" nogil:
         const void *features
         const void *ahead
 
+    ctypedef struct rv_edge_state:
+        const void *lse
+        const void *delta
+
     ctypedef struct rv_graph:
         int heads, vectors
         ptrdiff_t channels, edge_dim
@@ -141,6 +145,16 @@ cdef extern from "simd/tiles.h" nogil:
         void (*finish)(const rv_graph *g, const void *m, const void *l, const void *o,
                        const void *message, const void *bias, int average, int accumulate,
                        void *out, void *lse) noexcept nogil
+        void (*transforms)(const rv_graph *g, const rv_edge *edges, int n, void *u, void *s,
+                           ptrdiff_t lds) noexcept nogil
+        void (*dots)(const rv_graph *g, const rv_edge *edges, int n, void *t,
+                     ptrdiff_t lds) noexcept nogil
+        void (*weigh)(const rv_graph *g, const rv_edge_state *states, int n, void *s, void *t,
+                      ptrdiff_t lds) noexcept nogil
+        void (*differentiate)(const rv_graph *g, int n, void *u, const void *ds, ptrdiff_t lds,
+                              void *own, void *att) noexcept nogil
+        void (*accumulate)(const rv_graph *g, const rv_edge *edges, int n, const void *p,
+                           ptrdiff_t lds, void *o) noexcept nogil
 
     ctypedef struct rv_rotary_tiles:
         void (*rotate)(const void *x, ptrdiff_t ld, ptrdiff_t head_stride, int rows, int heads,

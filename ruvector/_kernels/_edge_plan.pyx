@@ -27,20 +27,6 @@ cdef double SMALL_WORK = 1e6
 cdef double SLAB_WORK = 1e10
 
 
-cdef struct Item:
-    Py_ssize_t row, stop       # receivers; one of them for a chunk
-    int64_t begin, end         # edges of a chunk
-    Py_ssize_t state           # index of the chunk's state, -1 for whole rows
-
-
-cdef struct Plan:
-    Item *items
-    Py_ssize_t count, states
-    char *memory
-    char *scratch
-    Py_ssize_t state_size, scratch_size
-
-
 cdef void fill_plan(const Graph *g, Plan *plan, bint count_only) noexcept nogil:
     """Count the items, then list them."""
     cdef Py_ssize_t n = 0, states = 0, i, row = 0, held = 0
@@ -80,16 +66,23 @@ cdef inline void run_item(const Graph *g, const Plan *plan, const Item *item) no
                   plan.memory + item.state * plan.state_size)
 
 
+cdef Py_ssize_t chunks_of(const Graph *g, const Item *item) noexcept nogil:
+    """How many chunks the row has whose first chunk this is; 0 for any other item."""
+    if item.state < 0 or item.begin != g.indptr[item.row]:
+        return 0
+    return (g.indptr[item.row + 1] - item.begin + ITEM_EDGES - 1) // ITEM_EDGES
+
+
 cdef void finish_hub(const Graph *g, const Plan *plan, Py_ssize_t first) noexcept nogil:
     """Merge the states of the row whose first chunk this is; any other item is finished."""
     cdef const Item *item = plan.items + first
-    cdef Py_ssize_t count = (g.indptr[item.row + 1] - item.begin + ITEM_EDGES - 1) // ITEM_EDGES
-    if item.state >= 0 and item.begin == g.indptr[item.row]:
+    cdef Py_ssize_t count = chunks_of(g, item)
+    if count:
         merge_chunks(g, lay_out(g, plan.scratch), item.row,
                      plan.memory + item.state * plan.state_size, count)
 
 
-cdef inline double edge_work(const Graph *g) noexcept nogil:
+cdef double edge_work(const Graph *g) noexcept nogil:
     return <double> g.model.heads * g.model.channels * (g.model.edge_dim + 8)
 
 

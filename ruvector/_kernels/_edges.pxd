@@ -1,7 +1,7 @@
 """Attention along the edges of a graph as the nogil drivers see it."""
 
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 
 from ruvector._kernels._dispatch cimport rv_decode_tiles, rv_edge, rv_graph, rv_graph_tiles
 
@@ -63,6 +63,12 @@ cdef struct Block:
 
 cdef inline Py_ssize_t up(Py_ssize_t n, Py_ssize_t unit) noexcept nogil:
     return (n + unit - 1) // unit * unit
+
+
+cdef inline int64_t sender_of(const Graph *g, int64_t e) noexcept nogil:
+    if g.wide:
+        return (<const int64_t *> g.indices)[e]
+    return (<const int32_t *> g.indices)[e]
 
 
 cdef void measure_rows(Graph *g) noexcept nogil

@@ -6,7 +6,6 @@ simd/graph.inc.h.
 """
 
 from libc.float cimport DBL_MAX, FLT_MAX
-from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 
@@ -126,12 +125,6 @@ cdef inline rv_edge *new_edge(const Graph *g, Block *block, Py_ssize_t row,
     block.stretches[block.stretch - 1].edges += 1
     block.count += 1
     return edge
-
-
-cdef inline int64_t sender_of(const Graph *g, int64_t e) noexcept nogil:
-    if g.wide:
-        return (<const int64_t *> g.indices)[e]
-    return (<const int32_t *> g.indices)[e]
 
 
 cdef void take_features(const Graph *g, rv_edge *edge, const char *stored) noexcept nogil:

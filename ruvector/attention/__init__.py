@@ -1,5 +1,6 @@
 """Attention mechanisms as classes over a memory of keys and values."""
 
+from ._edge_gradients import GraphGradients
 from .base import Attention, Gradients
 from .dense import DotProductAttention, FlashAttention, MultiHeadAttention
 from .dual_space import DualSpaceAttention, DualSpaceConfig
@@ -19,6 +20,7 @@ __all__ = [
     "EdgeFeaturedConfig",
     "FlashAttention",
     "Gradients",
+    "GraphGradients",
     "GraphRoPEAttention",
     "HyperbolicAttention",
     "LinearAttention",

@@ -174,10 +174,15 @@ class Inputs:
             result.append(self.shaped_weights(weights))
         return result[0] if len(result) == 1 else tuple(result)
 
-    def checked_gradient(self, grad_output: ArrayLike, dtype: np.dtype[Any]) -> Array:
-        """Return the gradient of the output as ``(B, m, dim_v)``, ready for a kernel."""
+    def checked_gradient(
+        self, grad_output: ArrayLike, dtype: np.dtype[Any], width: int | None = None
+    ) -> Array:
+        """Return the gradient of the output as ``(B, m, width)``, ready for a kernel.
+
+        The output is as wide as the values where `width` is not given.
+        """
         array = floating(grad_output, "grad_output")
-        wanted = (*self.leading, self.values.shape[-1])
+        wanted = (*self.leading, self.values.shape[-1] if width is None else width)
         if array.shape != wanted:
             raise DimensionMismatchError(
                 f"grad_output must have shape {wanted} like the output, got {array.shape}"
@@ -212,6 +217,11 @@ class Inputs:
     def shared_keys(self) -> bool:
         """Whether one memory of keys serves a batch."""
         return self._origins[1].shape[:-2] in ((), (1,))
+
+    @property
+    def shared_values(self) -> bool:
+        """Whether one memory of values serves a batch."""
+        return self._origins[2].shape[:-2] in ((), (1,))
 
     def new_gradients(self) -> tuple[Array, Array, Array]:
         """Return arrays for the gradients of query, keys and values.

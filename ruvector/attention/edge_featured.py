@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
-from .._arrays import Array, Output, cast, compute_dtype, floating
-from .._checks import one_of, settings
+from .._arrays import Array, Output, cast, compute_dtype
 from .._csr import read_csr
-from .._gatv2 import Layer, initial_parameters
-from ..errors import DimensionMismatchError, InvalidConfigError
+from .._gatv2 import Layer
 from ._edge_config import EdgeFeaturedConfig
+from ._edge_gradients import TrainedEdges
 from ._edge_inputs import checked_edges, checked_features, checked_nodes
-from ._parameters import Learned
-from .base import Attention, Inputs
+from .base import Inputs
 
 __all__ = ["EdgeFeaturedAttention", "EdgeFeaturedConfig"]
 
 
-class EdgeFeaturedAttention(Learned, Attention):
+class EdgeFeaturedAttention(TrainedEdges):
     r"""Attention of a node to its neighbours in a graph, scored with the edges' features.
 
     Node i attends to the nodes j that send to it (GATv2). In each head
@@ -86,41 +83,6 @@ class EdgeFeaturedAttention(Learned, Attention):
     (16,)
     """
 
-    _fields = (
-        "node_dim",
-        "edge_dim",
-        "num_heads",
-        "out_dim",
-        "concat_heads",
-        "add_self_loops",
-        "negative_slope",
-        "share_weights",
-        "bias",
-        "residual",
-    )
-
-    def __init__(
-        self,
-        config: EdgeFeaturedConfig | None = None,
-        *,
-        seed: int | None = None,
-        rng: np.random.Generator | None = None,
-        dtype: DTypeLike = "float32",
-        **fields: Any,
-    ) -> None:
-        chosen = settings(EdgeFeaturedConfig, config, fields)
-        super().__init__(chosen.node_dim)
-        self._settings = chosen
-        self._heads = chosen.num_heads
-        if rng is not None and seed is not None:
-            raise InvalidConfigError("seed and rng must not both be given")
-        if rng is None:
-            rng = np.random.default_rng(seed)
-        if not isinstance(rng, np.random.Generator):
-            raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
-        name = one_of(np.dtype(dtype).name, "dtype", ("float32", "float64"))
-        self._parameters = initial_parameters(chosen, rng, np.dtype(name))
-
     @classmethod
     def simple(cls, node_dim: int, edge_dim: int, num_heads: int) -> EdgeFeaturedAttention:
         """Make an attention with the defaults of :class:`EdgeFeaturedConfig`.
@@ -135,85 +97,6 @@ class EdgeFeaturedAttention(Learned, Attention):
         EdgeFeaturedAttention
         """
         return cls(EdgeFeaturedConfig(node_dim, edge_dim, num_heads))
-
-    @property
-    def node_dim(self) -> int:
-        """Width of a node's vector."""
-        return self._settings.node_dim
-
-    @property
-    def edge_dim(self) -> int:
-        """Width of an edge's features."""
-        return self._settings.edge_dim
-
-    @property
-    def num_heads(self) -> int:
-        """Number of heads."""
-        return self._settings.num_heads
-
-    @property
-    def out_dim(self) -> int:
-        """Width of the output."""
-        assert self._settings.out_dim is not None
-        return self._settings.out_dim
-
-    @property
-    def concat_heads(self) -> bool:
-        """Whether the heads are laid side by side."""
-        return self._settings.concat_heads
-
-    @property
-    def add_self_loops(self) -> bool:
-        """Whether a node of a graph attends to itself."""
-        return self._settings.add_self_loops
-
-    @property
-    def negative_slope(self) -> float:
-        """Slope of LeakyReLU below 0."""
-        return self._settings.negative_slope
-
-    @property
-    def share_weights(self) -> bool:
-        """Whether receivers are transformed as senders are."""
-        return self._settings.share_weights
-
-    @property
-    def bias(self) -> bool:
-        """Whether there are biases."""
-        return self._settings.bias
-
-    @property
-    def residual(self) -> bool:
-        """Whether a linear map of the receiver is added to the output."""
-        return self._settings.residual
-
-    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Take over parameters, ours or those of a ``GATv2Conv`` of torch_geometric.
-
-        Parameters
-        ----------
-        state : mapping of str to array_like
-            All parameters and no others, of their shapes. With `share_weights` also the
-            copies ``lin_r.weight`` and ``lin_r.bias`` that ``GATv2Conv`` lists.
-
-        Raises
-        ------
-        InvalidConfigError
-            If names are missing or unknown, or copies differ.
-        DimensionMismatchError
-            If a shape is another one.
-        """
-        if self.share_weights:
-            state = dict(state)
-            for name in ("weight", "bias"):
-                copy, shared = state.pop(f"lin_r.{name}", None), state.get(f"lin_l.{name}")
-                if copy is not None and not np.array_equal(
-                    floating(copy, f"lin_r.{name}"), floating(shared, f"lin_l.{name}")
-                ):
-                    raise InvalidConfigError(
-                        f"lin_r.{name} must equal lin_l.{name} with share_weights"
-                    )
-        super().load_state_dict(state)
 
     def compute_with_edges(
         self,
@@ -311,14 +194,7 @@ class EdgeFeaturedAttention(Learned, Attention):
         count = len(nodes if senders is None else senders)
         starts, sources = read_csr(indptr, indices, len(nodes), count)
         features = checked_edges(edge_features, (sources.size, self.edge_dim))
-        layer = Layer(
-            self._parameters,
-            self.negative_slope,
-            not self.concat_heads,
-            nodes,
-            senders,
-            features,
-        )
+        layer = self._layer(nodes, senders, features)
         destination = Output(
             out,
             (len(nodes), self.out_dim),
@@ -352,20 +228,10 @@ class EdgeFeaturedAttention(Learned, Attention):
         out: Array | None,
         **options: Any,
     ) -> Any:
-        if inputs.values.shape[-1] != self._dim:
-            raise DimensionMismatchError(
-                f"values must have the width {self._dim} of the keys, "
-                f"got {inputs.values.shape[-1]}"
-            )
+        self._check_values(inputs)
         checked = None if mask is None else inputs.checked_mask(mask)
         features = options.get("features")
-        layer = Layer(
-            self._parameters,
-            self.negative_slope,
-            not self.concat_heads,
-            inputs.query,
-            features,
-        )
+        layer = self._layer(inputs.query, features)
         destination = Output(
             out,
             (*inputs.leading, self.out_dim),

@@ -74,10 +74,28 @@ static RV_INLINE RT T(load_left)(const REAL *left, ptrdiff_t v, int c, T(place) 
     return p.width < LANES ? R(load_n)(left + p.at, p.width) : R(load)(left + p.at);
 }
 
-/* Products of VECS vectors of EDGES edges, summed into s[e][lds] for the first n. */
+/* Sum VECS vectors of products of EDGES edges into s[e][lds] for the first n. */
+static RV_INLINE void T(sum_products)(const RT product[LANES], const T(place) *at, int n,
+                                      ptrdiff_t v, REAL *s, ptrdiff_t lds, const int VECS,
+                                      const int KIND)
+{
+    REAL sum[LANES];
+    R(store)(sum, R(sum_each)(product));
+    for (int e = 0; e < n; e++, s += lds) {
+        if (KIND == SINGLE) {
+            memcpy(s + v, sum + e * EDGE_VECS, VECS * sizeof(REAL));
+            continue;
+        }
+        RV_UNROLL for (int c = 0; c < VECS; c++)
+            s[at[c].head] = sum[e * EDGE_VECS + c] + (at[c].first ? 0 : s[at[c].head]);
+    }
+}
+
+/* Scores of EDGES edges from VECS vectors, and u[e], what LeakyReLU is applied to, unless it
+ * is null. */
 static RV_INLINE void T(score_tile)(const rv_graph *g, const rv_edge *const *edge, int n,
-                                    ptrdiff_t v, REAL *s, ptrdiff_t lds, const int VECS,
-                                    const int KIND)
+                                    ptrdiff_t v, REAL *s, ptrdiff_t lds, REAL *u,
+                                    const int VECS, const int KIND)
 {
     RT x[EDGES][EDGE_VECS], product[LANES];
     T(place) at[EDGE_VECS];
@@ -111,20 +129,15 @@ static RV_INLINE void T(score_tile)(const rv_graph *g, const rv_edge *const *edg
             product[e * EDGE_VECS + c] = R(mul)(a, y);
         }
     }
-    REAL sum[LANES];
-    R(store)(sum, R(sum_each)(product));
-    for (int e = 0; e < n; e++, s += lds) {
-        if (KIND == SINGLE) {
-            memcpy(s + v, sum + e * EDGE_VECS, VECS * sizeof(REAL));
-            continue;
-        }
-        RV_UNROLL for (int c = 0; c < VECS; c++)
-            s[at[c].head] = sum[e * EDGE_VECS + c] + (at[c].first ? 0 : s[at[c].head]);
-    }
+    T(sum_products)(product, at, n, v, s, lds, VECS, KIND);
+    if (u)
+        for (int e = 0; e < n; e++)
+            RV_UNROLL for (int c = 0; c < VECS; c++)
+                R(store)(u + e * ldw + (v + c) * LANES, x[e][c]);
 }
 
 static RV_INLINE void T(score_edges)(const rv_graph *g, const rv_edge *edges, int n, REAL *s,
-                                     ptrdiff_t lds, const int KIND)
+                                     ptrdiff_t lds, REAL *u, const int KIND)
 {
     const ptrdiff_t vectors = (ptrdiff_t)g->heads * g->vectors;
     const ptrdiff_t bytes = g->heads * g->channels * (ptrdiff_t)sizeof(REAL);
@@ -142,8 +155,9 @@ static RV_INLINE void T(score_edges)(const rv_graph *g, const rv_edge *edges, in
                 RV_PREFETCH((const char *)edge[i]->features + n * feature_bytes + b);
         }
         for (; v + EDGE_VECS <= vectors; v += EDGE_VECS)
-            T(score_tile)(g, edge, rows, v, s, lds, EDGE_VECS, KIND);
-        for (; v < vectors; v++) T(score_tile)(g, edge, rows, v, s, lds, 1, KIND);
+            T(score_tile)(g, edge, rows, v, s, lds, u, EDGE_VECS, KIND);
+        for (; v < vectors; v++) T(score_tile)(g, edge, rows, v, s, lds, u, 1, KIND);
+        if (u) u += EDGES * vectors * LANES;
     }
 }
 
@@ -157,12 +171,13 @@ static void T(graph_scores)(const rv_graph *g, const rv_edge *edges, int n, void
                             ptrdiff_t lds)
 {
     const int kind = T(kind_of)(g);
-    if (kind == SINGLE) T(score_edges)(g, edges, n, s, lds, SINGLE);
-    else if (kind == WHOLE) T(score_edges)(g, edges, n, s, lds, WHOLE);
-    else T(score_edges)(g, edges, n, s, lds, RAGGED);
+    if (kind == SINGLE) T(score_edges)(g, edges, n, s, lds, NULL, SINGLE);
+    else if (kind == WHOLE) T(score_edges)(g, edges, n, s, lds, NULL, WHOLE);
+    else T(score_edges)(g, edges, n, s, lds, NULL, RAGGED);
 }
 
-/* o = fall o + sum_e p left for VECS vectors; o = sum_e p left where it is the first */
+/* o = fall o + sum_e p left for VECS vectors; o = sum_e p left where it is the first; fall is 1
+ * where it is null */
 static RV_INLINE void T(sum_block)(const rv_graph *g, const rv_edge *edges, int n,
                                    const REAL *p, ptrdiff_t lds, const REAL *fall, ptrdiff_t v,
                                    REAL *o, int first, const int VECS, const int KIND)
@@ -175,7 +190,7 @@ static RV_INLINE void T(sum_block)(const rv_graph *g, const rv_edge *edges, int 
     }
     if (!first)
         RV_UNROLL for (int c = 0; c < VECS; c++)
-            acc[c] = R(mul)(R(set1)(fall[at[c].head]), R(load)(o + (v + c) * LANES));
+            acc[c] = R(mul)(R(set1)(fall ? fall[at[c].head] : 1), R(load)(o + (v + c) * LANES));
     for (int e = 0; e < n; e++, p += lds) {
         const REAL *left = edges[e].left;
         RV_UNROLL for (int c = 0; c < VECS; c++)
@@ -271,6 +286,8 @@ static void T(graph_finish)(const rv_graph *g, const void *m_, const void *l_, c
     if (lse)
         for (int h = 0; h < g->heads; h++) lse[h] = T(natural_lse)(m[h], l[h]);
 }
+
+#include "graph_backward.inc.h"
 
 #undef EDGES
 #undef EDGE_VECS

@@ -185,6 +185,10 @@ RV_ROW_TILES(i8, f32, f32, VF_LANES, 1, 4, 4, RV_NAME(i8, load_tile))
         .lanes = lanes_, .real = real_, .pad = RV_NAME(type, graph_pad),                      \
         .scores = RV_NAME(type, graph_scores), .update = RV_NAME(type, graph_update),         \
         .count = RV_NAME(type, graph_count), .finish = RV_NAME(type, graph_finish),           \
+        .transforms = RV_NAME(type, graph_transforms), .dots = RV_NAME(type, graph_dots),     \
+        .weigh = RV_NAME(type, graph_weigh),                                                  \
+        .differentiate = RV_NAME(type, graph_differentiate),                                  \
+        .accumulate = RV_NAME(type, graph_accumulate),                                        \
     };
 
 RV_GRAPH_TILES(f32, VF_LANES, 4)

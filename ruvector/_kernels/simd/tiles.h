@@ -180,6 +180,11 @@ typedef struct rv_edge {
     const void *left, *right, *features, *ahead;
 } rv_edge;
 
+/* L and D of the receiver of an edge, a number for each head. */
+typedef struct rv_edge_state {
+    const void *lse, *delta;
+} rv_edge_state;
+
 /* How edges are scored; a padded row holds `vectors` whole vectors for each head. */
 typedef struct rv_graph {
     int heads, vectors;
@@ -203,6 +208,18 @@ typedef struct rv_graph_tiles {
     void (*finish)(const rv_graph *g, const void *m, const void *l, const void *o,
                    const void *message, const void *bias, int average, int accumulate,
                    void *out, void *lse);
+
+    /* The gradient, where either end of an edge may be the row that is summed into: `right`
+     * of rv_edge, a padded row, as u[e] are; simd/graph_backward.inc.h. Natural scores. */
+    void (*transforms)(const rv_graph *g, const rv_edge *edges, int n, void *u, void *s,
+                       ptrdiff_t lds);
+    void (*dots)(const rv_graph *g, const rv_edge *edges, int n, void *t, ptrdiff_t lds);
+    void (*weigh)(const rv_graph *g, const rv_edge_state *states, int n, void *s, void *t,
+                  ptrdiff_t lds);
+    void (*differentiate)(const rv_graph *g, int n, void *u, const void *ds, ptrdiff_t lds,
+                          void *own, void *att);
+    void (*accumulate)(const rv_graph *g, const rv_edge *edges, int n, const void *p,
+                       ptrdiff_t lds, void *o);
 } rv_graph_tiles;
 
 /* Rows turned by the angles in row positions[j] of the table; `neighbours` is the layout of

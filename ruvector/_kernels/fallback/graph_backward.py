@@ -1,0 +1,216 @@
+r"""The gradient of attention along edges: the NumPy twin of the compiled kernels.
+
+For ``o_i = sum_j p_ij m_j``, ``p_ij = exp(s_ij - L_i)`` and the scores s of
+:class:`ruvector._kernels.spec.EdgeSpec`, with ``u`` what LeakyReLU is applied to and
+``D_i = dO_i . o_i - dL_i``::
+
+    ds_ij = p_ij (dO_i . m_j - D_i)       du_ij = ds_ij att leaky'(u_ij)
+    d right_i = sum_j du_ij               d left_j = sum_i du_ij
+    d m_j = sum_i p_ij dO_i               d e_ij = W^T du_ij
+    d att = sum_ij ds_ij leaky(u_ij)      d W = sum_ij du_ij e_ij^T
+
+Scores are recomputed from L in blocks of edges, once in the order of receivers and once in
+that of senders, so that every row is summed in one piece. Work is three times that of the
+forward pass; memory beside inputs and results is O(E) integers and a few blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ruvector._kernels.fallback._threads import blas_threads
+from ruvector._kernels.fallback.graph import group
+from ruvector._kernels.spec import EdgeSpec
+
+__all__ = ["attend_backward", "weight_gradient"]
+
+_Array = NDArray[Any]
+_Integers = NDArray[np.int64]
+
+# Numbers in the largest array of one block.
+_BLOCK = 1 << 18
+
+
+def weight_gradient(x: _Array, grad: _Array, out: _Array, threads: int) -> None:
+    """Multiply the transpose of rows of gradients by rows of inputs.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, D)
+        Inputs of a matrix product ``x @ weight.T``: contiguous rows of the compute dtype, as
+        have the other two.
+    grad : ndarray, shape (N, M)
+        Gradient of its result.
+    out : ndarray, shape (M, D)
+        Takes ``grad.T @ x``, the gradient of the weight.
+    threads : int
+        Bound on BLAS threads.
+    """
+    with blas_threads(threads, out.size * len(x)):
+        np.matmul(grad.T, x, out=out)
+
+
+def attend_backward(
+    left: _Array,
+    messages: _Array,
+    right: _Array,
+    edges: _Array | None,
+    bias: _Array | None,
+    spec: EdgeSpec,
+    indptr: _Integers,
+    indices: _Integers,
+    lse: _Array,
+    delta: _Array,
+    grad_sums: _Array,
+    grad_left: _Array,
+    grad_messages: _Array | None,
+    grad_right: _Array,
+    grad_edges: _Array | None,
+    grad_bias: _Array | None,
+    grad_att: _Array,
+    grad_weight: _Array | None,
+    threads: int,
+) -> None:
+    """Differentiate the attended sums of every receiver and their log-sum-exp.
+
+    All arrays of numbers are contiguous and of the compute dtype. Every gradient is written,
+    not added to.
+
+    Parameters
+    ----------
+    left : ndarray, shape (Ns, H, C)
+        Transformed senders, as scores see them.
+    messages : ndarray, shape (Ns, H, C)
+        Transformed senders, as they are summed; perhaps `left` itself.
+    right : ndarray, shape (N, H, C)
+        Transformed receivers.
+    edges : ndarray, shape (E, De), or None
+        Features in the order of `indices`.
+    bias : ndarray, shape (E,), or None
+        Added to the scores of each edge in every head.
+    spec : EdgeSpec
+        The score function; how sums are finished does not matter here, nor does `loops`.
+    indptr : ndarray of int64, shape (N + 1,)
+        Receiver i has the edges ``indptr[i]`` to ``indptr[i + 1]``.
+    indices : ndarray of int64, shape (E,)
+        Sender of each edge.
+    lse : ndarray, shape (N, H)
+        L; a receiver where it is -inf has no gradient.
+    delta : ndarray, shape (N, H)
+        ``D = sum(grad_sums * sums) - grad_lse``.
+    grad_sums : ndarray, shape (N, H, C)
+        Gradient of the attended sums, before anything is added to them.
+    grad_left, grad_messages, grad_right, grad_edges, grad_bias : ndarray or None
+        Take the gradients, in the shapes of their arrays. Without `grad_messages`, that of
+        the messages is part of `grad_left`.
+    grad_att : ndarray, shape (H, C)
+        Takes the gradient of ``spec.att``.
+    grad_weight : ndarray, shape (H * C, De), or None
+        Takes that of ``spec.edge_weight``.
+    threads : int
+        Bound on BLAS threads.
+    """
+    walk = _Walk(left, messages, right, edges, bias, spec, lse, delta, grad_sums)
+    att = np.zeros(grad_att.shape)
+    weight = None if grad_weight is None else np.zeros(grad_weight.shape)
+    starts, order = np.empty(len(left) + 1, np.int64), np.empty(len(indices), np.int64)
+    group(indices, starts, order)
+    receivers = np.arange(len(right)).repeat(np.diff(indptr))
+    for result in (grad_left, grad_messages, grad_right):
+        if result is not None:
+            result[...] = 0
+    step = max(1, _BLOCK // max(1, right.shape[1] * right.shape[2]))
+    work = 0 if edges is None else len(indices) * edges.shape[1] * right.shape[1] * 3
+    with blas_threads(threads, work), np.errstate(all="ignore"):
+        for start in range(0, len(indices), step):
+            part = slice(start, start + step)
+            ends = receivers[part]
+            edge = walk.terms(indices[part], ends, part)
+            att += np.einsum("ehc,eh->hc", edge.leaky, edge.scores)
+            _add_rows(grad_right, ends, edge.inner)
+            if grad_bias is not None:
+                grad_bias[part] = edge.scores.sum(axis=1)
+            if edges is None:
+                continue
+            rows = edge.inner.reshape(len(ends), -1)
+            if grad_edges is not None:
+                np.matmul(rows, spec.edge_weight, out=grad_edges[part])
+            if weight is not None:
+                weight += rows.T @ edges[part]
+        senders = indices[order]
+        for start in range(0, len(indices), step):
+            part = order[start : start + step]
+            starts, ends = senders[start : start + step], receivers[part]
+            edge = walk.terms(starts, ends, part)
+            inner, grad = edge.inner, grad_sums[ends]
+            grad *= edge.weights[..., np.newaxis]
+            if grad_messages is None:
+                inner += grad
+            else:
+                _add_rows(grad_messages, starts, grad)
+            _add_rows(grad_left, starts, inner)
+    grad_att[...] = att
+    if grad_weight is not None:
+        grad_weight[...] = weight
+
+
+class _Terms(NamedTuple):
+    """What edges contribute: p and ds ``(n, H)``, leaky(u) and du ``(n, H, C)``."""
+
+    weights: _Array
+    scores: _Array
+    leaky: _Array
+    inner: _Array
+
+
+class _Walk:
+    """A graph's arrays, from which the terms of any of its edges are computed again."""
+
+    def __init__(
+        self,
+        left: _Array,
+        messages: _Array,
+        right: _Array,
+        edges: _Array | None,
+        bias: _Array | None,
+        spec: EdgeSpec,
+        lse: _Array,
+        delta: _Array,
+        grad_sums: _Array,
+    ) -> None:
+        self._left, self._messages, self._right = left, messages, right
+        self._edges, self._bias, self._spec = edges, bias, spec
+        self._lse = np.where(lse == -np.inf, lse.dtype.type(np.inf), lse)
+        self._delta, self._grad = delta, grad_sums
+
+    def terms(self, senders: _Integers, receivers: _Integers, edges: Any) -> _Terms:
+        """Compute the terms of edges, `edges` their positions."""
+        spec = self._spec
+        u = self._left[senders] + self._right[receivers]
+        if self._edges is not None:
+            assert spec.edge_weight is not None
+            u += (self._edges[edges] @ spec.edge_weight.T).reshape(u.shape)
+        if spec.shift is not None:
+            u += spec.shift
+        slope = np.where(u < 0, u.dtype.type(spec.negative_slope), u.dtype.type(1))
+        u *= slope
+        score = np.einsum("ehc,hc->eh", u, spec.att)
+        if self._bias is not None:
+            score += self._bias[edges, np.newaxis]
+        weights = np.exp(score - self._lse[receivers])
+        scores = np.einsum("ehc,ehc->eh", self._messages[senders], self._grad[receivers])
+        scores -= self._delta[receivers]
+        scores *= weights
+        scores[weights == 0] = 0
+        slope *= spec.att
+        slope *= scores[..., np.newaxis]
+        return _Terms(weights, scores, u, slope)
+
+
+def _add_rows(out: _Array, rows: _Integers, terms: _Array) -> None:
+    """Add terms, ordered by the row that they belong to."""
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    out[rows[starts]] += np.add.reduceat(terms, starts, axis=0)
