@@ -145,10 +145,10 @@ class TrainedLayer(Layer):
             )
         keys, values = (self._stored(x).reshape(len(x) * n, dim) for x in (keys, values))
         rows = self._stored(query).reshape(batch * m, dim)
-        grad_rows = grad_output.reshape(batch * m, -1)
+        grad_rows = grad_output.reshape(batch * m, grad_output.shape[2])
         left, messages = (self._transformed(x, self._left) for x in (keys, values))
         right = self._transformed(rows, self._right)
-        by_row = lse.swapaxes(1, 2).reshape(batch * m, self._heads)
+        by_row = np.ascontiguousarray(lse.swapaxes(1, 2)).reshape(batch * m, self._heads)
         if grad_lse is not None:
             grad_lse = grad_lse.swapaxes(1, 2).reshape(by_row.shape)
         state = self._state(sums, by_row, grad_rows, grad_lse)
@@ -242,16 +242,19 @@ class TrainedLayer(Layer):
         )
 
     def _weight_gradient(self, x: Array, grad: Array) -> Array:
-        grad = grad.reshape(len(x), -1)
+        """Return the gradient of a weight that rows of x are multiplied by."""
+        x, grad = contiguous_rows(x, self.dtype), _rows(grad)
         result = np.empty((grad.shape[1], x.shape[1]), self.dtype)
-        _kernels.graph_backward.weight_gradient(
-            contiguous_rows(x, self.dtype), grad, result, self._threads
-        )
+        _kernels.graph_backward.weight_gradient(x, grad, result, self._threads)
+        if not np.isfinite(result).all():
+            # A row that nothing depends on must not leave 0 * NaN.
+            x = np.where((grad != 0).any(axis=1, keepdims=True), x, self.dtype.type(0))
+            _kernels.graph_backward.weight_gradient(x, grad, result, self._threads)
         return result
 
     def _back(self, grad: Array, weight: Array) -> Array:
         """Turn the gradient of ``x @ weight.T`` into that of x."""
-        grad = grad.reshape(len(grad), -1)
+        grad = _rows(grad)
         result = np.empty((len(grad), weight.shape[1]), self.dtype)
         transposed = np.ascontiguousarray(weight.T)
         _kernels.graph.project(grad, transposed, result, self._threads)
@@ -289,6 +292,11 @@ class TrainedLayer(Layer):
         if self._bias is not None:
             result["bias"] = grad_output.sum(axis=0, dtype=np.float64)
         return {name: cast(array, self.dtype) for name, array in result.items()}
+
+
+def _rows(x: Array) -> Array:
+    """Join the axes behind the first."""
+    return x.reshape(len(x), int(np.prod(x.shape[1:])))
 
 
 class _Pairs:

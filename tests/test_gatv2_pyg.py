@@ -112,3 +112,61 @@ def test_torch_tensors_as_arguments():
     out = attention.compute_graph(x, indptr, indices, features[order])
     with torch.inference_mode():
         np.testing.assert_allclose(out, conv(x, index, features), rtol=2e-5, atol=2e-5)
+
+
+def _gradients(conv, nodes, index, features, grad):
+    """Return torch's gradients in nodes, features and parameters by our names."""
+    leaves = [torch.from_numpy(x).requires_grad_() for x in nodes]
+    edges = None if features is None else torch.from_numpy(features).requires_grad_()
+    given = leaves[0] if len(leaves) == 1 else tuple(leaves)
+    out = conv(given, torch.from_numpy(index), edges)
+    named = dict(conv.named_parameters())
+    wanted = [*leaves, *([] if edges is None else [edges]), *named.values()]
+    found = torch.autograd.grad(out, wanted, torch.from_numpy(grad))
+    names = [f"node {i}" for i in range(len(nodes))] + ["edges"] * (edges is not None)
+    return dict(zip([*names, *named], (x.numpy() for x in found), strict=True))
+
+
+def _compare(gradients, wanted, order):
+    for name, gradient in gradients.parameters.items():
+        true = wanted[name]
+        bound = 2e-5 * max(1, np.abs(true).max())
+        np.testing.assert_allclose(gradient, true, rtol=0, atol=bound, err_msg=name)
+    if gradients.edge_features is not None:
+        np.testing.assert_allclose(
+            gradients.edge_features, wanted["edges"][order], rtol=0, atol=2e-4
+        )
+
+
+@pytest.mark.parametrize("edge_dim", [0, 4])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_gradients(options, edge_dim):
+    rng = np.random.default_rng(4)
+    conv, attention = pair(options, edge_dim=edge_dim)
+    x, index = rng.standard_normal((40, 12), dtype=np.float32), graph(rng, 40, 40)
+    features = rng.standard_normal((300, edge_dim), dtype=np.float32) if edge_dim else None
+    grad = rng.standard_normal((40, attention.out_dim), dtype=np.float32)
+    indptr, indices, order = ruvector.graph.edges_to_csr(index, 40)
+    _, gradients = attention.compute_graph_with_gradients(
+        x, indptr, indices, grad, None if features is None else features[order]
+    )
+    wanted = _gradients(conv, [x], index, features, grad)
+    np.testing.assert_allclose(gradients.x, wanted["node 0"], rtol=0, atol=2e-4)
+    _compare(gradients, wanted, order)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_bipartite_gradients(options):
+    rng = np.random.default_rng(5)
+    conv, attention = pair(options, edge_dim=4, bipartite=True)
+    x_src, x = (rng.standard_normal((n, 12), dtype=np.float32) for n in (40, 25))
+    index, features = graph(rng, 40, 25), rng.standard_normal((300, 4), dtype=np.float32)
+    grad = rng.standard_normal((25, attention.out_dim), dtype=np.float32)
+    indptr, indices, order = ruvector.graph.edges_to_csr(index, (40, 25))
+    _, gradients = attention.compute_graph_with_gradients(
+        x, indptr, indices, grad, features[order], x_src=x_src
+    )
+    wanted = _gradients(conv, [x_src, x], index, features, grad)
+    np.testing.assert_allclose(gradients.x_src, wanted["node 0"], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(gradients.x, wanted["node 1"], rtol=0, atol=2e-4)
+    _compare(gradients, wanted, order)

@@ -46,7 +46,10 @@ def project(x: _Array, weight: _Array, out: _Array, threads: int) -> None:
         Bound on BLAS threads.
     """
     step = max(1, _BLOCK // max(1, x.shape[1]))
-    with blas_threads(threads, x.shape[0] * weight.size):
+    with (
+        blas_threads(threads, x.shape[0] * weight.size),
+        np.errstate(invalid="ignore", over="ignore"),
+    ):
         for start in range(0, len(x), step):
             rows = slice(start, start + step)
             out[rows] = _storage.ready(x[rows]) @ weight.T

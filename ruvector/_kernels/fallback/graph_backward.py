@@ -49,7 +49,7 @@ def weight_gradient(x: _Array, grad: _Array, out: _Array, threads: int) -> None:
     threads : int
         Bound on BLAS threads.
     """
-    with blas_threads(threads, out.size * len(x)):
+    with blas_threads(threads, out.size * len(x)), np.errstate(invalid="ignore"):
         np.matmul(grad.T, x, out=out)
 
 
@@ -135,7 +135,8 @@ def attend_backward(
                 grad_bias[part] = edge.scores.sum(axis=1)
             if edges is None:
                 continue
-            rows = edge.inner.reshape(len(ends), -1)
+            assert spec.edge_weight is not None
+            rows = edge.inner.reshape(len(ends), len(spec.edge_weight))
             if grad_edges is not None:
                 np.matmul(rows, spec.edge_weight, out=grad_edges[part])
             if weight is not None:
