@@ -166,10 +166,11 @@ class TrainedLayer(Layer):
         weight = self._weight_gradient(keys, total.left)
         weight += self._weight_gradient(values, total.messages)
         parameters = self._parameters(rows, total, state, grad_rows, weight)
-        back = [self._back(x, self._left) for x in (total.left, total.messages)]
+        memory = (1 if shared else batch, n, dim)
         return (
             self._receiver_gradient(total, grad_rows).reshape(query.shape),
-            *(x.reshape(1 if shared else batch, n, dim) for x in back),
+            self._back(total.left, self._left).reshape(memory),
+            self._back(total.messages, self._left).reshape(memory),
             total.features,
             parameters,
         )
@@ -220,14 +221,14 @@ class TrainedLayer(Layer):
             np.empty_like(self._att),
             None if features is None else np.empty_like(self._edge),
         )
-        given: Any = (left, messages, right, features, bias, self._plain_spec(features, False))
-        results = (
+        spec = self._plain_spec(features, False)
+        arguments: list[Any] = [left, messages, right, features, bias, spec, indptr, indices]
+        arguments += state
+        arguments += (
             terms.left, terms.messages, terms.right, terms.features, terms.bias, terms.att,
-            terms.weight,
+            terms.weight, self._threads,
         )  # fmt: skip
-        _kernels.graph_backward.attend_backward(
-            *given, indptr, indices, *state, *results, self._threads
-        )
+        _kernels.graph_backward.attend_backward(*arguments)
         return terms
 
     def _new_terms(self, left: Array, right: Array, features: tuple[int, ...] | None) -> Terms:
@@ -367,6 +368,7 @@ class _Pairs:
         total.right[self.receivers] = terms.right
         total.att += terms.att
         if total.features is not None:
+            assert total.weight is not None
             total.features[self._part][self._seen] = terms.features
             total.weight += terms.weight
         if grad_mask is not None:

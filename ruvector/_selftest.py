@@ -22,6 +22,7 @@ from ._selftest_batch import memories, shards
 from ._selftest_cache import cache
 from ._selftest_gradients import gradients
 from ._selftest_graph import edge_featured, hop_distances
+from ._selftest_graph_gradients import edge_gradients
 from ._selftest_linear import linear
 from ._selftest_losses import losses
 from ._selftest_moe import moe
@@ -405,5 +406,6 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "losses": losses,
     "optimizers": optimizers,
     "KVCache": cache,
+    "edge gradients": edge_gradients,
     "utilities": _utilities,
 }

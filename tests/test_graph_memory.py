@@ -26,7 +26,14 @@ indptr, indices, _ = ruvector.graph.edges_to_csr(
 x = rng.standard_normal((nodes, width), dtype=np.float32)
 features = rng.standard_normal((edges, 4), dtype=np.float32)
 layer = ruvector.EdgeFeaturedAttention(node_dim=width, edge_dim=4, num_heads=8, seed=0)
-layer.compute_graph(x, np.minimum(indptr, 500), indices[:500], features[:500])
+
+def call(indptr, indices, features):
+    if sys.argv[1:] == ["gradients"]:
+        layer.compute_graph_with_gradients(x, indptr, indices, x, features)
+    else:
+        layer.compute_graph(x, indptr, indices, features)
+
+call(np.minimum(indptr, 500), indices[:500], features[:500])
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -34,18 +41,32 @@ def status(key):
 
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS:")
-layer.compute_graph(x, indptr, indices, features)
+call(indptr, indices, features)
 print((status("VmHWM:") - before) // 1024)
 """
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or not Path("/proc/self/clear_refs").exists(),
-    reason="the peak of a running process can be read on Linux only",
-)
-@pytest.mark.parametrize("pair", _kernels.available(), ids=lambda pair: pair[1] or pair[0])
-def test_no_array_of_edges_by_channels(pair):
+pytestmark = [
+    pytest.mark.skipif(
+        sys.platform != "linux" or not Path("/proc/self/clear_refs").exists(),
+        reason="the peak of a running process can be read on Linux only",
+    ),
+    pytest.mark.parametrize("pair", _kernels.available(), ids=lambda pair: pair[1] or pair[0]),
+]
+
+
+def peak(pair, *arguments):
+    """Return the MiB that a call takes beside its arguments."""
     backend, isa = pair
     chosen = {"RUVECTOR_BACKEND": backend, **({"RUVECTOR_ISA": isa} if isa else {})}
+    return int(output(CODE, *arguments, **chosen))
+
+
+def test_no_array_of_edges_by_channels(pair):
     # That array has 146 MiB; inputs of a node's width have half a MiB each.
-    assert int(output(CODE, **chosen)) < 30
+    assert peak(pair) < 30
+
+
+def test_nor_does_the_gradient(pair):
+    # Features with those of loops, their gradient and orders of edges have 2 to 5 MiB each.
+    assert peak(pair, "gradients") < 50

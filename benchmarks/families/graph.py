@@ -43,17 +43,23 @@ def _graph(
     return layer, index[:, order], [x, indptr, indices, features[order]]
 
 
-def _geometric(
-    ctx: Context, layer: ruvector.EdgeFeaturedAttention, arrays: list[np.ndarray]
-) -> Side:
+def _convolution(ctx: Context, layer: ruvector.EdgeFeaturedAttention) -> Any:
     torch = ctx.peers.module("torch")
     ctx.peers.module("torch_geometric")
     nn = ctx.peers.module("torch_geometric.nn")
     conv = nn.GATv2Conv(
         layer.dim, layer.out_dim // _HEADS, heads=_HEADS, edge_dim=layer.edge_dim
-    ).eval()
+    )
     weights = {name: torch.from_numpy(x) for name, x in layer.state_dict().items()}
     conv.load_state_dict(weights)
+    return conv
+
+
+def _geometric(
+    ctx: Context, layer: ruvector.EdgeFeaturedAttention, arrays: list[np.ndarray]
+) -> Side:
+    torch = ctx.peers.module("torch")
+    conv = _convolution(ctx, layer).eval()
     arguments = [torch.from_numpy(np.ascontiguousarray(x)) for x in arrays]
 
     def forward() -> Any:
@@ -73,6 +79,55 @@ def _whole_graph(by_receiver: bool, ctx: Context) -> Case:
     return Case(
         Local(functools.partial(layer.compute_graph, *call)),
         {"torch_geometric": lambda: _geometric(ctx, layer, theirs)},
+    )
+
+
+def _trained_geometric(
+    ctx: Context,
+    layer: ruvector.EdgeFeaturedAttention,
+    arrays: list[np.ndarray],
+    grad: np.ndarray,
+) -> Side:
+    torch = ctx.peers.module("torch")
+    conv = _convolution(ctx, layer)
+    x, index, features = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+    leaves = [x.requires_grad_(), features.requires_grad_(), *conv.parameters()]
+    gradient = torch.from_numpy(grad)
+
+    def train() -> Any:
+        output = conv(x, index, features)
+        return output, *torch.autograd.grad(output, leaves, gradient)
+
+    names = [name for name, _ in conv.named_parameters()]
+    return Local(train, lambda result: _trained_result(result, names))
+
+
+def _trained_result(result: Any, names: list[str]) -> list[np.ndarray]:
+    output, x, features, *parameters = (array.detach().numpy() for array in result)
+    by_name = dict(zip(names, parameters, strict=True))
+    return [output, x, features, *(by_name[name] for name in sorted(by_name))]
+
+
+def _trained(ctx: Context) -> Case:
+    rng = ctx.rng
+    layer, index, call = _graph(rng, rng.integers(0, _NODES, _EDGES), _NODES, _DIM, _EDGE_DIM)
+    # Of the size that a mean over nodes has, so that sums over all of them are near 1.
+    grad = rng.standard_normal((_NODES, _DIM), dtype=np.float32) / np.float32(_NODES**0.5)
+    x, indptr, indices, features = call
+    order = rng.permutation(_EDGES)
+    theirs = [x, index[:, order], features[order]]
+
+    def result(found: Any) -> list[np.ndarray]:
+        output, gradients = found
+        parameters = [array for _, array in sorted(gradients.parameters.items())]
+        return [output, gradients.x, gradients.edge_features[order], *parameters]
+
+    train = functools.partial(
+        layer.compute_graph_with_gradients, x, indptr, indices, grad, features
+    )
+    return Case(
+        Local(train, result),
+        {"torch_geometric": lambda: _trained_geometric(ctx, layer, theirs, grad)},
     )
 
 
@@ -150,6 +205,13 @@ def rows() -> list[Row]:
                 (False, "", Target(15, 40)),
                 (True, ", theirs ordered", Target()),
             )
+        ),
+        Row(
+            f"compute_graph_with_gradients, the graph of {_EDGES} edges",
+            _trained,
+            {"torch_geometric": Target()},
+            # A gradient has two products for each of the forward pass.
+            flops=3 * _flops(_NODES, _EDGES + _NODES, _DIM, _EDGE_DIM),
         ),
         *(
             Row(

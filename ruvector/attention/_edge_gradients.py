@@ -225,7 +225,7 @@ class TrainedEdges(EdgeAttention):
         sums = np.empty((batch * m, self._heads, layer.channels), layer.dtype)
         lse = layer.attend(*given, features, checked, work, weights, sums)
         grad_mask = inputs.new_mask_gradient(checked)
-        *arrays, grad_features, parameters = layer.differentiate(
+        grad_query, grad_keys, grad_values, grad_features, parameters = layer.differentiate(
             *given,
             features,
             checked,
@@ -236,12 +236,15 @@ class TrainedEdges(EdgeAttention):
             grad_mask,
             inputs.shared_keys and inputs.shared_values,
         )
-        for i, shared in ((1, inputs.shared_keys), (2, inputs.shared_values)):
-            if shared:
-                arrays[i] = arrays[i].sum(axis=0, keepdims=True)
+        if inputs.shared_keys:
+            grad_keys = grad_keys.sum(axis=0, keepdims=True)
+        if inputs.shared_values:
+            grad_values = grad_values.sum(axis=0, keepdims=True)
         gradients = inputs.shaped_gradients(
             Gradients(
-                *arrays,
+                grad_query,
+                grad_keys,
+                grad_values,
                 mask=grad_mask,
                 edge_features=_shaped(grad_features, edge_features, features),
                 parameters=self._own(parameters),

@@ -143,9 +143,9 @@ def attend_backward(
                 weight += rows.T @ edges[part]
         senders = indices[order]
         for start in range(0, len(indices), step):
-            part = order[start : start + step]
-            starts, ends = senders[start : start + step], receivers[part]
-            edge = walk.terms(starts, ends, part)
+            places = order[start : start + step]
+            starts, ends = senders[start : start + step], receivers[places]
+            edge = walk.terms(starts, ends, places)
             inner, grad = edge.inner, grad_sums[ends]
             grad *= edge.weights[..., np.newaxis]
             if grad_messages is None:
