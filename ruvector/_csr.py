@@ -126,8 +126,8 @@ class Looped:
 
     Parameters
     ----------
-    indptr : ndarray of int64, shape (N + 1,)
-    indices : ndarray of int, shape (E,)
+    indptr, indices : ndarray of int64
+        The rows of the graph.
     senders : int
         How many nodes send; receivers beyond have no edge to themselves.
 
@@ -137,43 +137,29 @@ class Looped:
         The rows of the new graph, each with its new edge last.
     """
 
-    def __init__(self, indptr: _Integers, indices: Array, senders: int) -> None:
+    def __init__(self, indptr: _Integers, indices: _Integers, senders: int) -> None:
         receivers = len(indptr) - 1
+        nodes = min(receivers, senders)
         ends = np.arange(receivers).repeat(np.diff(indptr))
-        self._count = len(indices)
-        self._nodes = min(receivers, senders)
-        self._kept = np.flatnonzero(indices != ends)
-        self._ends = ends[self._kept]
-        self._degrees = np.bincount(self._ends, minlength=receivers)
-        sizes = self._degrees + (np.arange(receivers) < self._nodes)
+        kept = np.flatnonzero(indices != ends)
+        ends = ends[kept]
+        sizes = np.bincount(ends, minlength=receivers)
+        sizes[:nodes] += 1
         self.indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        # Before an edge that is kept lie those of its kind and a new one for each row before.
-        self._places = np.arange(len(self._kept)) + np.minimum(self._ends, self._nodes)
-        self._loops = self.indptr[1 : self._nodes + 1] - 1
         self.indices = np.empty(self.indptr[-1], np.int64)
-        self.indices[self._places] = indices[self._kept]
-        self.indices[self._loops] = np.arange(self._nodes)
+        # Before an edge that stays lie those of its kind, and a new one for each row before.
+        self.indices[np.arange(len(kept)) + np.minimum(ends, nodes)] = indices[kept]
+        self.indices[self.indptr[1 : nodes + 1] - 1] = np.arange(nodes)
+        self._given = (indptr, indices, nodes)
 
     def features(self, features: Array) -> Array:
         """Return features ``(E, width)`` for the new edges; of a loop, the mean of its row."""
         result = np.empty((len(self.indices), features.shape[1]), features.dtype)
-        result[self._places] = features[self._kept]
-        filled = np.flatnonzero(self._degrees[: self._nodes])
-        means = np.zeros((self._nodes, features.shape[1]))
-        if len(filled):
-            # A row's loop lies behind its edges, so that a sum from row to row has both.
-            result[self._loops] = 0
-            starts, stop = self.indptr[filled], self.indptr[self._nodes]
-            means[filled] = np.add.reduceat(result[:stop], starts, axis=0, dtype=np.float64)
-            means[filled] /= self._degrees[filled, np.newaxis]
-        result[self._loops] = means
+        _kernels.graph_backward.loop_features(features, *self._given, result)
         return result
 
     def features_gradient(self, grad: Array) -> Array:
         """Turn the gradient of new features into that of the features given."""
-        result = np.zeros((self._count, grad.shape[1]), grad.dtype)
-        shares = np.zeros((len(self._degrees), grad.shape[1]), grad.dtype)
-        degrees = np.maximum(self._degrees[: self._nodes, np.newaxis], 1).astype(grad.dtype)
-        np.divide(grad[self._loops], degrees, out=shares[: self._nodes])
-        result[self._kept] = grad[self._places] + shares[self._ends]
+        result = np.empty((len(self._given[1]), grad.shape[1]), grad.dtype)
+        _kernels.graph_backward.loop_features_gradient(grad, *self._given, result)
         return result

@@ -84,9 +84,10 @@ class TrainedLayer(Layer):
         _kernels.graph.aggregate(*arguments, self._threads)
         state = self._state(sums, lse, grad_output, grad_lse)
         out[...] = self._finished(sums, lse.T, x)
+        indices = np.asarray(indices, np.int64)
         looped = Looped(indptr, indices, len(senders)) if loops else None
         if looped is None:
-            graph = Graph(indptr, np.asarray(indices, np.int64), features, None)
+            graph = Graph(indptr, indices, features, None)
         else:
             filled = None if features is None else looped.features(features)
             graph = Graph(looped.indptr, looped.indices, filled, None)

@@ -172,6 +172,37 @@ def test_nan_stays_with_its_neighbours():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("width", [1, 5, 16])
+@pytest.mark.parametrize("missing", [0, 11])
+@pytest.mark.parametrize("name", ["random", "no edges", "only loops", "power law", "star, in"])
+def test_loop_features(name, missing, width, dtype):
+    indptr, indices = GRAPHS[name]
+    nodes = max(0, len(indptr) - 1 - missing)
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((len(indices), width)).astype(dtype)
+    wanted, owners = [], []
+    for i, edges in enumerate(forward.rows_of(indptr, indices)):
+        kept = [e for j, e in edges if j != i]
+        wanted += [features[e] for e in kept]
+        owners += [{e: 1.0} for e in kept]
+        if i < nodes:
+            wanted.append(np.mean(features[kept], axis=0) if kept else np.zeros(width))
+            owners.append(dict.fromkeys(kept, 1 / max(1, len(kept))))
+    out = np.full((len(wanted), width), np.nan, dtype)
+    rows = (indptr, indices.astype(np.int64), nodes)
+    _kernels.graph_backward.loop_features(features, *rows, out)
+    np.testing.assert_allclose(out, np.reshape(wanted, out.shape), rtol=0, atol=1e-6)
+    grad = rng.standard_normal(out.shape).astype(dtype)
+    true = np.zeros(features.shape)
+    for row, shares in zip(grad, owners, strict=True):
+        for e, share in shares.items():
+            true[e] += share * row
+    got = np.full(features.shape, np.nan, dtype)
+    _kernels.graph_backward.loop_features_gradient(grad, *rows, got)
+    np.testing.assert_allclose(got, true, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("rows", "dim", "width"),
     [(0, 3, 4), (1, 1, 1), (97, 16, 97), (100, 5, 7), (500, 33, 96), (1000, 130, 200)],

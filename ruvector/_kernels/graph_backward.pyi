@@ -9,6 +9,12 @@ _Array = NDArray[Any]
 _Integers = NDArray[np.int64]
 
 def weight_gradient(x: _Array, grad: _Array, out: _Array, threads: int) -> None: ...
+def loop_features(
+    features: _Array, indptr: _Integers, indices: _Integers, nodes: int, out: _Array
+) -> None: ...
+def loop_features_gradient(
+    grad: _Array, indptr: _Integers, indices: _Integers, nodes: int, out: _Array
+) -> None: ...
 def attend_backward(
     left: _Array,
     messages: _Array,

@@ -13,6 +13,7 @@ from libc.string cimport memset
 from ruvector._kernels cimport _dispatch
 from ruvector._kernels._edges_backward cimport Gradient, run_gradient
 from ruvector._kernels._gram cimport Gram, run_gram
+from ruvector._kernels._loops cimport Loops, fill_loops, fold_loops
 from ruvector._kernels.graph cimport describe, dtype_of
 
 cnp.import_array()
@@ -40,6 +41,33 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray out, int thread
     p.x_row, p.grad_row, p.out_row = row(x), row(grad), row(out)
     with nogil:
         run_gram(&p, threads)
+
+
+cdef int describe_loops(Loops *p, cnp.ndarray x, cnp.ndarray indptr, cnp.ndarray indices,
+                        Py_ssize_t nodes, cnp.ndarray out) except -1:
+    p.receivers, p.nodes = cnp.PyArray_DIM(indptr, 0) - 1, nodes
+    p.width, p.real = cnp.PyArray_DIM(x, 1), cnp.PyArray_ITEMSIZE(x)
+    p.indptr, p.indices = <const int64_t *> data(indptr), <const int64_t *> data(indices)
+    p.x, p.x_row, p.out, p.out_row = data(x), row(x), data(out), row(out)
+    return 0
+
+
+def loop_features(cnp.ndarray features, cnp.ndarray indptr, cnp.ndarray indices,
+                  Py_ssize_t nodes, cnp.ndarray out):
+    """Give edges from nodes to themselves the mean features of the node's others."""
+    cdef Loops p
+    describe_loops(&p, features, indptr, indices, nodes, out)
+    with nogil:
+        fill_loops(&p)
+
+
+def loop_features_gradient(cnp.ndarray grad, cnp.ndarray indptr, cnp.ndarray indices,
+                           Py_ssize_t nodes, cnp.ndarray out):
+    """Differentiate :func:`loop_features`."""
+    cdef Loops p
+    describe_loops(&p, grad, indptr, indices, nodes, out)
+    with nogil:
+        fold_loops(&p)
 
 
 def attend_backward(cnp.ndarray left, cnp.ndarray messages, cnp.ndarray right, edges, bias, spec,

@@ -25,7 +25,7 @@ from ruvector._kernels.fallback._threads import blas_threads
 from ruvector._kernels.fallback.graph import group
 from ruvector._kernels.spec import EdgeSpec
 
-__all__ = ["attend_backward", "weight_gradient"]
+__all__ = ["attend_backward", "loop_features", "loop_features_gradient", "weight_gradient"]
 
 _Array = NDArray[Any]
 _Integers = NDArray[np.int64]
@@ -51,6 +51,72 @@ def weight_gradient(x: _Array, grad: _Array, out: _Array, threads: int) -> None:
     """
     with blas_threads(threads, out.size * len(x)), np.errstate(invalid="ignore"):
         np.matmul(grad.T, x, out=out)
+
+
+def loop_features(
+    features: _Array, indptr: _Integers, indices: _Integers, nodes: int, out: _Array
+) -> None:
+    """Give edges from nodes to themselves the mean features of the node's others.
+
+    Parameters
+    ----------
+    features : ndarray, shape (E, De)
+        Contiguous rows of the compute dtype, as has `out`.
+    indptr, indices : ndarray of int64
+        The rows of the graph as it was given.
+    nodes : int
+        Receivers below have an edge to themselves in the new graph.
+    out : ndarray, shape (E', De)
+        Takes the features of the new graph: by receiver those of its edges from others, as
+        they came, and then the mean of these, 0 where there are none.
+    """
+    ends, kept, places, loops = _loops(indptr, indices, nodes)
+    out[loops] = 0
+    out[places] = features[kept]
+    degrees = np.bincount(ends, minlength=len(indptr) - 1)[:nodes]
+    filled = np.flatnonzero(degrees)
+    if not len(filled):
+        return
+    # A row's own edge lies behind its others, and still holds 0 as rows are summed.
+    starts = (loops - degrees)[filled]
+    sums = np.add.reduceat(out[: loops[-1] + 1], starts, axis=0, dtype=np.float64)
+    out[loops[filled]] = sums / degrees[filled, np.newaxis]
+
+
+def loop_features_gradient(
+    grad: _Array, indptr: _Integers, indices: _Integers, nodes: int, out: _Array
+) -> None:
+    """Differentiate :func:`loop_features`.
+
+    Parameters
+    ----------
+    grad : ndarray, shape (E', De)
+        Gradient of the features of the new graph.
+    indptr, indices, nodes
+        As in :func:`loop_features`.
+    out : ndarray, shape (E, De)
+        Takes that of the features of the graph as it was given.
+    """
+    ends, kept, places, loops = _loops(indptr, indices, nodes)
+    receivers = len(indptr) - 1
+    shares = np.zeros((receivers, grad.shape[1]), grad.dtype)
+    degrees = np.maximum(np.bincount(ends, minlength=receivers)[:nodes], 1)
+    np.divide(grad[loops], degrees[:, np.newaxis].astype(grad.dtype), out=shares[:nodes])
+    out[...] = 0
+    out[kept] = grad[places] + shares[ends]
+
+
+def _loops(
+    indptr: _Integers, indices: _Integers, nodes: int
+) -> tuple[_Integers, _Integers, _Integers, _Integers]:
+    """Return receivers of edges that stay, where they are and will be; where the new ones."""
+    ends = np.arange(len(indptr) - 1).repeat(np.diff(indptr))
+    kept = np.flatnonzero(indices != ends)
+    ends = ends[kept]
+    # Before an edge that stays lie those of its kind, and a new one for each row before.
+    places = np.arange(len(kept)) + np.minimum(ends, nodes)
+    degrees = np.bincount(ends, minlength=len(indptr) - 1)[:nodes]
+    return ends, kept, places, np.cumsum(degrees + 1) - 1
 
 
 def attend_backward(

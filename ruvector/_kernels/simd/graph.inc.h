@@ -120,6 +120,11 @@ static RV_INLINE void T(score_tile)(const rv_graph *g, const rv_edge *const *edg
             RV_UNROLL for (int c = 0; c < VECS; c++) x[e][c] = R(fma)(z, y[c], x[e][c]);
         }
     }
+    if (u)
+        RV_UNROLL for (int e = 0; e < EDGES; e++)
+            if (e < n)
+                RV_UNROLL for (int c = 0; c < VECS; c++)
+                    R(store)(u + e * ldw + (v + c) * LANES, x[e][c]);
     RV_UNROLL for (int i = 0; i < LANES; i++) product[i] = zero;
     RV_UNROLL for (int c = 0; c < VECS; c++) {
         const RT a = R(load)(att + c * LANES);
@@ -130,10 +135,6 @@ static RV_INLINE void T(score_tile)(const rv_graph *g, const rv_edge *const *edg
         }
     }
     T(sum_products)(product, at, n, v, s, lds, VECS, KIND);
-    if (u)
-        for (int e = 0; e < n; e++)
-            RV_UNROLL for (int c = 0; c < VECS; c++)
-                R(store)(u + e * ldw + (v + c) * LANES, x[e][c]);
 }
 
 static RV_INLINE void T(score_edges)(const rv_graph *g, const rv_edge *edges, int n, REAL *s,
