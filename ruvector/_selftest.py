@@ -29,6 +29,7 @@ from ._selftest_moe import moe
 from ._selftest_reference import attention, bfloat16_bits, bfloat16_values
 from ._selftest_rope import graph_rope
 from ._selftest_training import optimizers
+from ._selftest_rope import graph_rope, rope_gradients
 from .attention import (
     DotProductAttention,
     FlashAttention,
@@ -407,5 +408,6 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "optimizers": optimizers,
     "KVCache": cache,
     "edge gradients": edge_gradients,
+    "rope gradients": rope_gradients,
     "utilities": _utilities,
 }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Case = tuple[str, Any, Any, float]
 
-__all__ = ["graph_rope"]
+__all__ = ["graph_rope", "rope_gradients"]
 
 _TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "float16": 3e-3}
 
@@ -71,3 +71,51 @@ def graph_rope(rng: np.random.Generator) -> Iterator[Case]:
                 yield f"{label}, lse", lse, wanted, exact
                 wanted = key[0].swapaxes(0, 1).reshape(n, dim)
                 yield f"{label}, turned", rope.apply_rotary(k, places[1]), wanted, allowed
+
+
+def rope_gradients(rng: np.random.Generator) -> Iterator[Case]:
+    """Yield gradients at given positions: turned back by them, as they are orthogonal."""
+    for dtype, allowed in (("float64", 1e-11), ("float32", 1e-4)):
+        for m, n, heads, width in _SHAPES:
+            dim = heads * width
+            q, k, v, grad = (
+                rng.standard_normal((rows, dim)).astype(dtype) for rows in (m, n, n, m)
+            )
+            places = rng.integers(0, 500, m), rng.integers(0, 500, n)
+            for layout in ("half", "interleaved"):
+                rope = GraphRoPEAttention(
+                    dim=dim, max_position=500, num_heads=heads, layout=layout
+                )
+                _, got = rope.compute_with_gradients(
+                    q, k, v, grad, query_position=places[0], key_positions=places[1]
+                )
+                neighbours = layout == "interleaved"
+                query, key = (
+                    _turned(x, p, heads, neighbours)
+                    for x, p in zip((q, k), places, strict=True)
+                )
+                values, above = (
+                    x.astype(np.float64).reshape(len(x), heads, width).swapaxes(0, 1)
+                    for x in (v, grad)
+                )
+                output, _, weights = (
+                    x[0] for x in attention(query[None], key[None], values[None])
+                )
+                delta = (above * output).sum(axis=-1, keepdims=True)
+                scores = weights * (above @ values.swapaxes(1, 2) - delta) / width**0.5
+                back = [
+                    _turned(_joined(x), -p, heads, neighbours)
+                    for x, p in (
+                        (scores @ key, places[0]),
+                        (scores.swapaxes(1, 2) @ query, places[1]),
+                    )
+                ]
+                expected = [*back, weights.swapaxes(1, 2) @ above]
+                for name, wanted in zip(("query", "keys", "values"), expected, strict=True):
+                    label = f"{name}: {layout}, {dtype}, {(m, n, heads, width)}"
+                    yield label, got[name], _joined(wanted), allowed
+
+
+def _joined(x: NDArray[Any]) -> NDArray[Any]:
+    """Lay heads ``(heads, rows, width)`` side by side."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1)
