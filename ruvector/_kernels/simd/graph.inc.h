@@ -120,11 +120,13 @@ static RV_INLINE void T(score_tile)(const rv_graph *g, const rv_edge *const *edg
             RV_UNROLL for (int c = 0; c < VECS; c++) x[e][c] = R(fma)(z, y[c], x[e][c]);
         }
     }
-    if (u)
-        RV_UNROLL for (int e = 0; e < EDGES; e++)
-            if (e < n)
-                RV_UNROLL for (int c = 0; c < VECS; c++)
-                    R(store)(u + e * ldw + (v + c) * LANES, x[e][c]);
+    if (u) {
+        RV_UNROLL for (int e = 0; e < EDGES; e++) {
+            if (e >= n) continue;
+            RV_UNROLL for (int c = 0; c < VECS; c++)
+                R(store)(u + e * ldw + (v + c) * LANES, x[e][c]);
+        }
+    }
     RV_UNROLL for (int i = 0; i < LANES; i++) product[i] = zero;
     RV_UNROLL for (int c = 0; c < VECS; c++) {
         const RT a = R(load)(att + c * LANES);
