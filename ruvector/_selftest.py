@@ -27,9 +27,8 @@ from ._selftest_linear import linear
 from ._selftest_losses import losses
 from ._selftest_moe import moe
 from ._selftest_reference import attention, bfloat16_bits, bfloat16_values
-from ._selftest_rope import graph_rope
-from ._selftest_training import optimizers
 from ._selftest_rope import graph_rope, rope_gradients
+from ._selftest_training import optimizers
 from .attention import (
     DotProductAttention,
     FlashAttention,
