@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from threading import Lock
 from types import TracebackType
@@ -52,8 +52,8 @@ class BatchProcessor:
     executor : concurrent.futures.Executor, optional
         As in :func:`parallel_attention_compute`; it is not shut down.
     **config
-        As in :func:`parallel_attention_compute`, without the width taken from the first
-        queries.
+        As in :func:`parallel_attention_compute`; a width that is not given is that of the
+        first queries.
 
     Raises
     ------
@@ -188,7 +188,7 @@ class BatchProcessor:
 
     def process_stream(
         self, batches: Iterable[tuple[Queries, Memories, Memories]]
-    ) -> Iterator[list[Any]]:
+    ) -> Generator[list[Any]]:
         """Attend over a stream of batches, in order.
 
         Parameters
@@ -216,7 +216,7 @@ class BatchProcessor:
 
     async def process_stream_async(
         self, batches: Iterable[Any] | AsyncIterable[Any]
-    ) -> AsyncIterator[list[Any]]:
+    ) -> AsyncGenerator[list[Any]]:
         """Attend over a stream of batches, in order, while the event loop goes on.
 
         Parameters
@@ -286,7 +286,7 @@ class BatchProcessor:
         for start in range(0, len(batch), self._batch_size):
             yield batch[slice(start, start + self._batch_size)]
 
-    def _in_order(self, batches: Iterator[tuple[Any, Any, Any]]) -> Iterator[list[Any]]:
+    def _in_order(self, batches: Iterator[tuple[Any, Any, Any]]) -> Generator[list[Any]]:
         try:
             for batch in batches:
                 yield self.process_batch(*batch)
