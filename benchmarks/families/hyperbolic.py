@@ -151,9 +151,9 @@ def rows() -> list[Row]:
             flops=4.0 * 256 * 2000 * 64,
         ),
         Row(
-            "HyperbolicAttention(64).compute_with_gradients, 256 queries, 1000 keys",
-            functools.partial(_gradient, 256, 1000, 64),
-            flops=18.0 * 256 * 1000 * 64,
+            "HyperbolicAttention(64).compute_with_gradients, 64 queries, 1000 keys",
+            functools.partial(_gradient, 64, 1000, 64),
+            flops=18.0 * 64 * 1000 * 64,
         ),
         *(
             Row(
