@@ -105,9 +105,7 @@ class TestDifferences:
 
     def test_batch(self, kernel, causal):
         bias = normal(2, 6)
-        check(
-            small(kernel=kernel, causal=causal, batch=2, bias=bias), directions=3
-        )
+        check(small(kernel=kernel, causal=causal, batch=2, bias=bias), directions=3)
 
     @pytest.mark.parametrize("num_queries", [300, 150])
     def test_blocks_and_tiles(self, kernel, causal, num_queries, monkeypatch):

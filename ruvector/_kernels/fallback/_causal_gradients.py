@@ -122,7 +122,8 @@ def _stop(heads: Heads, start: int) -> int:
     first = heads.key.shape[1] - heads.query.shape[1]
     stop = min(start + BLOCK, heads.key.shape[1])
     rows = slice(start - first, stop - first)
-    arrays = [heads.value[:, start:stop], heads.out[:, rows], heads.grad_out[:, rows]]
+    seen, _ = visible(slice(start, stop), heads.bias)
+    arrays = [heads.value[:, seen], heads.out[:, rows], heads.grad_out[:, rows]]
     finite = all(np.isfinite(_storage.widen(x).sum()) for x in arrays)
     if finite and heads.grad_lse is not None:
         finite = bool(np.isfinite(heads.grad_lse[:, rows].sum()))

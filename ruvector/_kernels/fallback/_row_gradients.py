@@ -71,9 +71,7 @@ def augmented(values: _Array) -> _Array:
     return wide
 
 
-def row_gradients(
-    heads: Heads, rows: slice, norm: _Array
-) -> tuple[_Array, _Array | None]:
+def row_gradients(heads: Heads, rows: slice, norm: _Array) -> tuple[_Array, _Array | None]:
     """Give g and dL of some queries with the sums `norm` (H, n, 1); 0 where nothing is seen."""
     gradient = _storage.widen(heads.grad_out[:, rows])
     out = _storage.widen(heads.out[:, rows])
