@@ -82,14 +82,9 @@ def _call(
         for x, view, apart in zip(given[:3], views[:3], summed, strict=True)
     ]
     made.append(None if views[3] is None else np.empty(given[3].shape, given[3].dtype))
-    _kernels.linear_backward.attend_backward(
-        *given,
-        *made,
-        projection,
-        problem.causal,
-        problem.features,
-        _config.current_threads(),
-    )
+    arguments: list[Any] = [*given, *made, projection, problem.causal, problem.features]
+    arguments.append(_config.current_threads())
+    _kernels.linear_backward.attend_backward(*arguments)
     for part, view, apart in zip(made, views, (*summed, views[3] is not None), strict=True):
         if apart:
             add_summed(view, part)

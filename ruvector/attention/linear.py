@@ -277,13 +277,13 @@ class LinearAttention(RunningSums):
         grad_lse: Array | None,
         **options: Any,
     ) -> Gradients:
-        batch, m, _ = inputs.query.shape
+        batch = len(inputs.query)
         targets = inputs.new_gradients()
         shared = batch > 1 and len(targets[1]) == len(targets[2]) == 1
         problem = self._problem(inputs, mask, shared)
-        if problem.query.dtype != inputs.query.dtype:
-            targets = tuple(np.empty(x.shape, problem.query.dtype) for x in targets)
         query, keys, values = targets
+        if problem.query.dtype != inputs.query.dtype:
+            query, keys, values = (np.empty(x.shape, problem.query.dtype) for x in targets)
         lengths = problem.query.shape[:3]
         mask_gradient = inputs.new_mask_gradient(mask)
         projection = None

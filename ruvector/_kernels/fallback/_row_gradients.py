@@ -1,4 +1,4 @@
-"""What the gradients of linear attention are made of: rows of one batch entry and their sums."""
+"""Rows of one batch entry and their sums, of which gradients of linear attention are made."""
 
 from __future__ import annotations
 
