@@ -152,7 +152,13 @@ def _walk_forth(
         saved.grad_top[:, here.rows] = (block.share * added)[..., 0]
         grad_phi += dtype.type(features.epsilon) * added
     made = query_gradients(
-        heads.query[:, here.rows], phi_q, grad_phi, grad_lse, features, heads.projection_total
+        heads.query[:, here.rows],
+        phi_q,
+        grad_phi,
+        grad_phi.sum(axis=2, keepdims=True),
+        grad_lse,
+        features,
+        heads.projection_total,
     )
     _storage.store(heads.grad_query[:, here.rows], made)
     fold_block(state, here.phi, here.values[..., :-1], block)

@@ -96,7 +96,9 @@ def put_keys(
     features: FeatureSpec,
 ) -> None:
     """Write the gradients of some keys, from those of the projected keys `grad_y`."""
-    gradient = key_gradients(heads.key[:, seen], grad_y, features, heads.projection_total)
+    gradient = key_gradients(
+        heads.key[:, seen], grad_y, grad_bias, features, heads.projection_total
+    )
     for target, made in ((heads.grad_key, gradient), (heads.grad_value, grad_value)):
         stored = np.empty(made.shape, target.dtype)
         _storage.store(stored, made)

@@ -156,6 +156,7 @@ def _full_gradients(heads: Heads, features: FeatureSpec) -> None:
     if exponential:
         sums += features.epsilon * seen[:, np.newaxis]
     sums = sums.astype(dtype)
+    over_features = sums.sum(axis=1)[..., np.newaxis]
     total = np.zeros(sums.shape)
     for rows in row_blocks(0, heads.query.shape[1], block_rows(len(heads.query), features)):
         phi, _ = query_features(heads.query[:, rows], features, False)
@@ -164,7 +165,13 @@ def _full_gradients(heads: Heads, features: FeatureSpec) -> None:
         total += np.matmul(phi.swapaxes(1, 2), g)
         grad_phi = np.matmul(g, sums.swapaxes(1, 2))
         made = query_gradients(
-            heads.query[:, rows], phi, grad_phi, grad_lse, features, heads.projection_total
+            heads.query[:, rows],
+            phi,
+            grad_phi,
+            np.matmul(g, over_features),
+            grad_lse,
+            features,
+            heads.projection_total,
         )
         _storage.store(heads.grad_query[:, rows], made)
     share = np.zeros(seen.shape)
