@@ -152,8 +152,7 @@ def _standard(visit: Visit, gradient: Array) -> _Gradients:
     assert problem.value is not None
     assert answer.lse is not None
     targets = Targets(*(_new(x) for x in (problem.query, problem.key, problem.value)))
-    if block.mask is not None and block.mask.dtype != np.bool_:
-        targets = targets._replace(mask=_new(block.mask))
+    targets = targets._replace(mask=_new_mask(block.mask))
     storage = problem.query.dtype
     differentiate(
         problem,
@@ -185,10 +184,7 @@ def _linear(visit: Visit, gradient: Array) -> _Gradients:
     problem = answer.problem
     assert isinstance(problem, LinearProblem)
     query, keys, values = (_new(x) for x in (problem.query, problem.key, problem.value))
-    mask = visit.block.mask
-    grad_mask = None
-    if mask is not None and mask.dtype != np.bool_:
-        grad_mask = _new(mask)
+    grad_mask = _new_mask(visit.block.mask)
     projection = np.zeros(problem.features.projection.shape)
     differentiate_linear(
         problem,
@@ -236,6 +232,11 @@ def _new(x: Array) -> Array:
     shape[-1] = x.shape[-1]
     wide = tuple(shape) != x.shape
     return np.empty(shape, compute_dtype(x.dtype) if wide else x.dtype)
+
+
+def _new_mask(mask: Array | None) -> Array | None:
+    """Return an array for the gradient of a mask; None where it has none."""
+    return None if mask is None or mask.dtype == np.bool_ else _new(mask)
 
 
 def _required(x: Array | None) -> Array:
