@@ -18,6 +18,8 @@ import numpy as np
 
 from ._arrays import FLOAT64, Array, cast, compute_dtype, contiguous_rows
 from ._backward import Targets, differentiate
+from ._ball_backward import BallTargets, differentiate_midpoint
+from ._ball_problem import BallProblem
 from ._experts import Routed, Visit, project, repeats, transformed
 from ._features import LinearProblem
 from ._kernels import routing
@@ -204,7 +206,22 @@ def _linear(visit: Visit, gradient: Array) -> _Gradients:
 
 
 def _hyperbolic(visit: Visit, gradient: Array) -> _Gradients:
-    raise NotImplementedError("hyperbolic experts have no gradients")
+    block, answer = visit.block, visit.answer
+    problem = answer.problem
+    assert isinstance(problem, BallProblem)
+    targets = BallTargets(None, tuple(_new(x) for x in problem.curved), _new_mask(block.mask))
+    differentiate_midpoint(
+        problem,
+        _required(answer.state),
+        _required(answer.lse),
+        (None, gradient[:, np.newaxis]),
+        None,
+        targets,
+        to_tangent=False,
+        parameters=False,
+    )
+    query, keys, values = (x[:, 0] for x in targets.curved)
+    return _through_weights(visit, query, keys, values, targets.mask)
 
 
 _DIFFERENTIATE = {"standard": _standard, "hyperbolic": _hyperbolic, "linear": _linear}

@@ -101,9 +101,8 @@ def moe_gradients(rng: np.random.Generator) -> Iterator[Case]:
         inputs = _arrays(rng, shape)
         fields: dict[str, Any] = {
             "dim": shape[2],
-            "num_experts": 4,
-            "top_k": 2,
-            "expert_types": ("standard", "linear") * 2,
+            "num_experts": 6,
+            "top_k": 3,
             "jitter_noise": 0.1,
             "aux_loss_weight": 0.1,
         }

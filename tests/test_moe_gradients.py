@@ -12,7 +12,8 @@ pytestmark = pytest.mark.usefixtures("backend")
 TYPES = {
     "standard": ("standard",) * 3,
     "linear": ("linear",) * 3,
-    "mixed": ("standard", "linear", "standard"),
+    "hyperbolic": ("hyperbolic",) * 3,
+    "mixed": ("standard", "linear", "hyperbolic"),
 }
 TRAINING = {
     "expert_capacity": 0.8,

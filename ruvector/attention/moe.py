@@ -258,8 +258,6 @@ class MoEAttention(Mixture):
         ------
         InvalidConfigError
             If `grad_lse` or `return_lse` is set, or `grad_aux_loss` is not finite.
-        NotImplementedError
-            If there is a hyperbolic expert.
         DimensionMismatchError, EmptyInputError, InvalidMaskError, TypeError
             As :meth:`compute`.
         """
