@@ -37,9 +37,11 @@ from .errors import (
 )
 from .functional import (
     AttentionGradients,
+    LinearGradients,
     attention_backward,
     attention_weights_from,
     linear_attention,
+    linear_attention_backward,
     merge_states,
     scaled_dot_product_attention,
     top_k_keys,
@@ -74,6 +76,7 @@ __all__ = [
     "InvalidConfigError",
     "InvalidMaskError",
     "LinearAttention",
+    "LinearGradients",
     "LinearState",
     "LocalGlobalAttention",
     "MoEAttention",
@@ -95,6 +98,7 @@ __all__ = [
     "info",
     "l2_norm",
     "linear_attention",
+    "linear_attention_backward",
     "merge_states",
     "normalize",
     "num_threads",

@@ -11,7 +11,7 @@ from . import _config, _kernels
 from ._arrays import Array, cast, compute_dtype
 from ._problem import Problem, batches
 
-__all__ = ["Targets", "differentiate", "new_target"]
+__all__ = ["Targets", "add_summed", "differentiate", "new_target", "parts", "spread"]
 
 # Numbers of one array's gradient before its sum over batch entries that share the array.
 _UNSUMMED = 1 << 22
@@ -79,18 +79,18 @@ def differentiate(
         return
     given = (*sources, output, lse, grad_output, grad_lse)
     views = [
-        None if target is None or x is None else _spread(target, x.shape)
+        None if target is None or x is None else spread(target, x.shape)
         for target, x in zip(targets[:4], (*sources, problem.mask), strict=True)
     ]
     chunks = batches(problem.query.shape[:-3], (problem.mask, *given, *views))
     with np.errstate(all="ignore"):
         for chunk in chunks:
-            for part in _parts(chunk[1:4], chunk[8:11]):
+            for part in parts(chunk[1:4], chunk[8:11]):
                 mask, *rest = (None if x is None else x[part] for x in chunk)
                 _call(problem, mask, rest, summed, targets)
 
 
-def _spread(target: Array, shape: tuple[int, ...]) -> Array:
+def spread(target: Array, shape: tuple[int, ...]) -> Array:
     """View a target in a shape that it is broadcast to, for writing."""
     if target.shape == shape:
         return target
@@ -101,12 +101,20 @@ def _spread(target: Array, shape: tuple[int, ...]) -> Array:
     return np.lib.stride_tricks.as_strided(target, shape, strides)
 
 
-def _cores(view: Array) -> Array:
+def add_summed(view: Array, part: Array) -> None:
+    """Add a gradient to what :func:`spread` made of a target, summed as that is."""
+    total = cores(view)
+    axes = tuple(i for i in range(total.ndim) if total.shape[i] != part.shape[i])
+    wide = cast(part, total.dtype)
+    total += wide.sum(axis=axes, keepdims=True) if axes else wide
+
+
+def cores(view: Array) -> Array:
     """View every number of a target once."""
     return view[tuple(slice(0, 1 if stride == 0 else None) for stride in view.strides)]
 
 
-def _parts(sources: list[Any], views: list[Array | None]) -> Iterator[slice]:
+def parts(sources: list[Any], views: list[Array | None]) -> Iterator[slice]:
     """Cut the batch axis so that what is summed over it stays small."""
     batch = len(sources[0])
     step = batch
@@ -130,7 +138,7 @@ def _call(
         np.empty(x.shape, x.dtype) if apart else view
         for x, view, apart in zip(given[:3], views, summed, strict=True)
     ]
-    bias = None if bias_view is None else _cores(bias_view)
+    bias = None if bias_view is None else cores(bias_view)
     added = bias
     if bias is not None and not bias.flags.c_contiguous:
         added = np.zeros(bias.shape, bias.dtype)
@@ -142,10 +150,7 @@ def _call(
     _kernels.softmax_backward.attend_backward(*arguments)
     for part, view, apart in zip(own, views, summed, strict=True):
         if apart:
-            total = _cores(view)
-            axes = tuple(i for i in range(4) if total.shape[i] != part.shape[i])
-            wide = cast(part, total.dtype)
-            total += wide.sum(axis=axes, keepdims=True) if axes else wide
+            add_summed(view, part)
     if bias is not None and added is not bias:
         bias += added
     for target, part in zip((targets.slopes, targets.sinks), per_head, strict=True):

@@ -19,7 +19,20 @@ from ._kernels import routing
 from ._kernels.spec import BallSpec
 from ._problem import Problem
 
-__all__ = ["EXPERT_TYPES", "Routed", "initial_parameters", "mix", "route"]
+__all__ = [
+    "EXPERT_TYPES",
+    "Answer",
+    "Block",
+    "ExpertWeights",
+    "Routed",
+    "Visit",
+    "initial_parameters",
+    "mix",
+    "project",
+    "repeats",
+    "route",
+    "transformed",
+]
 
 EXPERT_TYPES = ("standard", "hyperbolic", "linear")
 
@@ -62,11 +75,14 @@ class Routed(NamedTuple):
         The best experts of each query.
     choice : ndarray of int, shape (R, top_k)
         The experts that it goes to, -1 for none.
+    jitter : ndarray, shape (R, dim), or None
+        What the router's view of a query was multiplied by.
     """
 
     logits: Array
     wanted: Array
     choice: Array
+    jitter: Array | None
 
 
 def route(
@@ -87,12 +103,13 @@ def route(
     rows = query.reshape(-1, query.shape[-1])
     logits = np.empty((len(rows), len(weight)), FLOAT64)
     weight = cast(weight, FLOAT64)
+    noise = rng.uniform(1 - jitter, 1 + jitter, rows.shape) if jitter else None
     step = max(1, _BLOCK // rows.shape[1])
     for start in range(0, len(rows), step):
         block = cast(rows[start : start + step], FLOAT64)
-        if jitter:
-            block = block * rng.uniform(1 - jitter, 1 + jitter, block.shape)
-        _project(block, weight, logits[start : start + step])
+        if noise is not None:
+            block = block * noise[start : start + step]
+        project(block, weight, logits[start : start + step])
     with np.errstate(over="ignore"):
         logits = logits.astype(dtype, copy=False)
     order = routing.rank(logits)
@@ -100,7 +117,7 @@ def route(
     if expert_capacity is not None:
         limit = routing.capacity(expert_capacity, len(rows), top_k, len(weight))
         choice = routing.assign(order, top_k, limit)
-    return Routed(logits, wanted, choice)
+    return Routed(logits, wanted, choice, noise)
 
 
 def mix(
@@ -113,12 +130,13 @@ def mix(
     mask: Array | None,
     out: Array,
     weights: Array | None,
+    visits: list[Visit] | None = None,
 ) -> None:
     """Write the average of the outputs of each query's experts, and of their weights.
 
     Query is ``(B, m, dim)``, keys ``(B, n, dim)``, values ``(B, n, dim_v)``, a mask
     ``(B, 1, m, n)``; `out` is ``(B, m, dim_v)`` and `weights` ``(B, 1, m, n)``, in the compute
-    dtype.
+    dtype. What their gradient needs is added to `visits`.
     """
     dtype = out.dtype
     shares = routing.mixture_weights(routed.logits, routed.choice).astype(dtype)
@@ -131,19 +149,23 @@ def mix(
             continue
         where = np.divmod(rows, query.shape[1])
         block = _gather(query, keys, values, mask, where)
-        weight = _Weights(
+        weight = ExpertWeights(
             cast(parameters[f"experts.{expert}.query.weight"], dtype),
             cast(parameters[f"experts.{expert}.key.weight"], dtype),
             parameters.get("projection"),
         )
-        answer, attended = _ATTEND[types[expert]](block, weight, dtype, weights is not None)
+        answer = _ATTEND[types[expert]](block, weight, dtype, visits is not None)
         share = shares[rows, positions, np.newaxis]
-        out[where] += share * cast(block.listed(answer), dtype)
-        if weights is not None and attended is not None:
-            weights[where[0], 0, where[1]] += share * block.listed(attended[:, 0])
+        out[where] += share * cast(block.listed(answer.output), dtype)
+        if weights is not None:
+            weights[where[0], 0, where[1]] += share * block.listed(
+                answer.problem.weights()[:, 0]
+            )
+        if visits is not None:
+            visits.append(Visit(expert, rows, positions, block, weight, answer))
 
 
-class _Weights(NamedTuple):
+class ExpertWeights(NamedTuple):
     """The parameters of one expert; the projection serves linear ones."""
 
     query: Array
@@ -151,11 +173,15 @@ class _Weights(NamedTuple):
     projection: Array | None
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """The queries that go to one expert, beside the memories that they attend to.
 
     Attributes
     ----------
+    where : tuple of ndarray of int
+        Batch entries and rows of the queries.
+    entries : ndarray of int, shape (G,), or None
+        The batch entries of the memories; None where one memory serves them all.
     query : ndarray, shape (G, M, dim)
         The queries by memory, of which shorter lists are filled up with repetitions.
     keys : ndarray, shape (G, n, dim)
@@ -165,15 +191,61 @@ class _Block(NamedTuple):
         Which queries are no repetitions; all are where there is one memory.
     """
 
+    where: tuple[Array, Array]
+    entries: Array | None
     query: Array
     keys: Array
     values: Array
     mask: Array | None
     valid: Array | None
 
+    @property
+    def few_queries(self) -> bool:
+        """Whether there are no more queries than keys of a memory."""
+        return bool(self.query.shape[1] <= self.keys.shape[1])
+
     def listed(self, x: Array) -> Array:
         """Bring rows ``(G, M, ...)`` to the list of queries that were asked for."""
         return x[0] if self.valid is None else x[self.valid]
+
+    def unlisted(self, x: Array) -> Array:
+        """Bring a list of rows to ``(G, M, ...)``, with 0 for repetitions."""
+        if self.valid is None:
+            return x[np.newaxis]
+        rows = np.zeros((*self.valid.shape, *x.shape[1:]), x.dtype)
+        rows[self.valid] = x
+        return rows
+
+
+class Answer(NamedTuple):
+    """What an expert makes of a block.
+
+    Attributes
+    ----------
+    output : ndarray, shape (G, M, dim_v)
+    problem : Problem, BallProblem or LinearProblem
+        What it computed.
+    lse : ndarray, shape (G, 1, M), or None
+        L, where it was wanted and a gradient needs it.
+    state : ndarray, shape (G, 1, M, dim_v + 1), or None
+        What the midpoints of a hyperbolic expert were made of.
+    """
+
+    output: Array
+    problem: Problem | BallProblem | LinearProblem
+    lse: Array | None
+    state: Array | None
+
+
+class Visit(NamedTuple):
+    """One expert's part in a mixture: the rows at these positions of their choices."""
+
+    expert: int
+    rows: Array
+    positions: Array
+    block: Block
+    weights: ExpertWeights
+    answer: Answer
 
 
 def _gather(
@@ -182,32 +254,36 @@ def _gather(
     values: Array,
     mask: Array | None,
     where: tuple[Array, Array],
-) -> _Block:
+) -> Block:
     """Collect queries ``(B, m, dim)`` at the rising positions `where` as one block.
 
     Keys are ``(B, n, dim)``, values ``(B, n, dim_v)``, a mask is ``(B, 1, m, n)``.
     """
     batch, rows = where
-    if all(_repeats(x, 0) for x in (keys, values)):
+    if all(repeats(x, 0) for x in (keys, values)):
         shape = (1, 1, len(rows), keys.shape[1])
         if mask is None:
             seen = None
-        elif _repeats(mask, 0) and _repeats(mask, 2):
+        elif repeats(mask, 0) and repeats(mask, 2):
             seen = np.broadcast_to(mask[:1, :, :1], shape)
         else:
             seen = mask[batch, 0, rows].reshape(shape)
-        return _Block(query[batch, rows][np.newaxis], keys[:1], values[:1], seen, None)
+        return Block(
+            where, None, query[batch, rows][np.newaxis], keys[:1], values[:1], seen, None
+        )
     entries, starts, counts = np.unique(batch, return_index=True, return_counts=True)
     slots = np.arange(counts.max())
     valid = slots < counts[:, np.newaxis]
     filled = rows[starts[:, np.newaxis] + np.minimum(slots, counts[:, np.newaxis] - 1)]
     if mask is not None:
-        if _repeats(mask, 2):
+        if repeats(mask, 2):
             shape = (len(entries), 1, len(slots), mask.shape[3])
             mask = np.broadcast_to(_chosen(mask, entries)[:, :, :1], shape)
         else:
             mask = mask[entries[:, np.newaxis], 0, filled][:, np.newaxis]
-    return _Block(
+    return Block(
+        where,
+        entries,
         query[entries[:, np.newaxis], filled],
         _chosen(keys, entries),
         _chosen(values, entries),
@@ -217,15 +293,15 @@ def _gather(
 
 
 def _standard(
-    block: _Block, weights: _Weights, dtype: np.dtype[Any], with_weights: bool
-) -> tuple[Array, Array | None]:
-    query = _transformed(block.query, weights.query, dtype)
-    if block.query.shape[1] <= block.keys.shape[1]:
+    block: Block, weights: ExpertWeights, dtype: np.dtype[Any], with_lse: bool
+) -> Answer:
+    query = transformed(block.query, weights.query, dtype)
+    if block.few_queries:
         # q . W k = W^T q . k: the keys are read as they lie.
         keys, values = (_stored(x, dtype) for x in (block.keys, block.values))
-        query = contiguous_rows(_transformed(query, weights.key.T, dtype), keys.dtype)
+        query = contiguous_rows(transformed(query, weights.key.T, dtype), keys.dtype)
     else:
-        keys = _transformed(block.keys, weights.key, dtype)
+        keys = transformed(block.keys, weights.key, dtype)
         values = contiguous_rows(block.values, dtype)
     problem = Problem(
         query[:, np.newaxis],
@@ -235,19 +311,20 @@ def _standard(
         {"scale": query.shape[2] ** -0.5},
     )
     output = np.empty((*query.shape[:2], values.shape[2]), query.dtype)
-    problem.attend(output[:, np.newaxis])
-    return output, problem.weights() if with_weights else None
+    lse = problem.new_lse() if with_lse else None
+    problem.attend(output[:, np.newaxis], lse)
+    return Answer(output, problem, lse, None)
 
 
 def _hyperbolic(
-    block: _Block, weights: _Weights, dtype: np.dtype[Any], with_weights: bool
-) -> tuple[Array, Array | None]:
-    query = _transformed(block.query, weights.query, dtype)
-    keys = _transformed(block.keys, weights.key, dtype)
+    block: Block, weights: ExpertWeights, dtype: np.dtype[Any], with_lse: bool
+) -> Answer:
+    query = transformed(block.query, weights.query, dtype)
+    keys = transformed(block.keys, weights.key, dtype)
     values = contiguous_rows(block.values, dtype)
     curved = (query[:, np.newaxis], keys[:, np.newaxis], values[:, np.newaxis])
     problem = BallProblem(None, curved, block.mask, 1.0, _BALL)
-    state, _ = problem.attend(False)
+    state, lse = problem.attend(with_lse)
     output = np.empty((*query.shape[:2], values.shape[2]), dtype)
     _kernels.hyperbolic.midpoint(
         state.reshape(-1, state.shape[3]),
@@ -255,14 +332,14 @@ def _hyperbolic(
         _BALL.curvature,
         _BALL.tangent,
     )
-    return output, problem.weights() if with_weights else None
+    return Answer(output, problem, lse, state)
 
 
 def _linear(
-    block: _Block, weights: _Weights, dtype: np.dtype[Any], with_weights: bool
-) -> tuple[Array, Array | None]:
-    query = _transformed(block.query, weights.query, dtype)
-    keys = _transformed(block.keys, weights.key, dtype)
+    block: Block, weights: ExpertWeights, dtype: np.dtype[Any], with_lse: bool
+) -> Answer:
+    query = transformed(block.query, weights.query, dtype)
+    keys = transformed(block.keys, weights.key, dtype)
     values = contiguous_rows(block.values, dtype)
     bias = None
     if block.mask is not None:
@@ -278,24 +355,24 @@ def _linear(
     )
     output = np.empty((*query.shape[:2], values.shape[2]), dtype)
     problem.attend(output[:, np.newaxis])
-    return output, problem.weights() if with_weights else None
+    return Answer(output, problem, None, None)
 
 
 _ATTEND = {"standard": _standard, "hyperbolic": _hyperbolic, "linear": _linear}
 
 
-def _transformed(x: Array, weight: Array, dtype: np.dtype[Any]) -> Array:
+def transformed(x: Array, weight: Array, dtype: np.dtype[Any]) -> Array:
     """Multiply vectors ``(G, length, dim)`` by a weight; a memory that is shared only once."""
-    if len(x) > 1 and _repeats(x, 0):
-        once = _transformed(x[:1], weight, dtype)
+    if len(x) > 1 and repeats(x, 0):
+        once = transformed(x[:1], weight, dtype)
         return np.broadcast_to(once, (len(x), *once.shape[1:]))
     result = np.empty((*x.shape[:2], len(weight)), dtype)
     rows = _stored(x, dtype).reshape(-1, x.shape[2])
-    _project(rows, np.ascontiguousarray(weight), result.reshape(-1, len(weight)))
+    project(rows, np.ascontiguousarray(weight), result.reshape(-1, len(weight)))
     return result
 
 
-def _project(rows: Array, weight: Array, out: Array) -> None:
+def project(rows: Array, weight: Array, out: Array) -> None:
     with np.errstate(invalid="ignore", over="ignore"):
         _kernels.graph.project(rows, weight, out, _config.current_threads())
 
@@ -305,7 +382,7 @@ def _stored(x: Array, dtype: np.dtype[Any]) -> Array:
     return contiguous_rows(x, x.dtype if compute_dtype(x.dtype) == dtype else dtype)
 
 
-def _repeats(x: Array, axis: int) -> bool:
+def repeats(x: Array, axis: int) -> bool:
     return x.shape[axis] == 1 or x.strides[axis] == 0
 
 

@@ -13,7 +13,7 @@ from ._options import Alignment, Window
 from ._sdpa import Call
 from .errors import DimensionMismatchError
 
-__all__ = ["AttentionGradients", "attention_backward", "storage_gradients"]
+__all__ = ["AttentionGradients", "attention_backward", "checked", "storage_gradients"]
 
 
 class AttentionGradients(NamedTuple):
@@ -187,12 +187,12 @@ def storage_gradients(
     problem = call.problem
     storage = problem.query.dtype
     compute = compute_dtype(storage)
-    state = _checked(output, "output", call.shape)
-    gradient = _checked(grad_output, "grad_output", call.shape)
-    state_lse = cast(_checked(lse, "lse", call.shape[:-1]), compute)
+    state = checked(output, "output", call.shape)
+    gradient = checked(grad_output, "grad_output", call.shape)
+    state_lse = cast(checked(lse, "lse", call.shape[:-1]), compute)
     gradient_lse = None
     if grad_lse is not None:
-        gradient_lse = cast(_checked(grad_lse, "grad_lse", call.shape[:-1]), compute)
+        gradient_lse = cast(checked(grad_lse, "grad_lse", call.shape[:-1]), compute)
     targets = _new_targets(call, attn_mask, wanted)
     differentiate(
         problem,
@@ -233,7 +233,8 @@ def _new_targets(call: Call, attn_mask: object, wanted: tuple[bool, ...]) -> Tar
     return Targets(query, key, value, mask, slopes, sinks)
 
 
-def _checked(x: object, name: str, shape: tuple[int, ...]) -> Array:
+def checked(x: object, name: str, shape: tuple[int, ...]) -> Array:
+    """Return an array that must have a shape."""
     array = floating(x, name)
     if array.shape != shape:
         raise DimensionMismatchError(f"{name} must have shape {shape}, got {array.shape}")

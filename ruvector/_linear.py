@@ -21,7 +21,7 @@ from ._features import (
 from ._problem import common_axes
 from .errors import DimensionMismatchError, InvalidMaskError
 
-__all__ = ["linear_attention"]
+__all__ = ["LinearCall", "linear_attention"]
 
 
 def linear_attention(
@@ -100,6 +100,7 @@ def linear_attention(
     See Also
     --------
     LinearAttention : The same for one memory of vectors.
+    linear_attention_backward : The gradients.
     scaled_dot_product_attention : What the exponential features approximate.
 
     References
@@ -118,43 +119,98 @@ def linear_attention(
     >>> output.shape, bool(np.abs(output - exact).max() < 0.01)
     ((2, 4, 1000, 32), True)
     """
-    arrays = floating(q, "q"), floating(k, "k"), floating(v, "v")
-    kernel = one_of(kernel, "kernel", KERNELS)
-    count = integer(num_features, "num_features", 1)
-    checked_seed = integer(seed, "seed", 0)
-    flag(ortho, "ortho")
-    query, key, value = _common(arrays)
-    dim = query.shape[-1]
-    drawn: Array | None = None
-    if projection is not None:
-        drawn = checked_projection(projection, count, dim)
-    elif kernel != "elu":
-        drawn = _drawn(dim, count, bool(ortho), checked_seed)
-    real = compute_dtype(query.dtype)
-    problem = LinearProblem(
-        query,
-        key,
-        value,
-        None if mask is None else _bias(mask, key, real),
-        flag(causal, "causal"),
-        feature_spec(kernel, None if kernel == "elu" else drawn, dim, real),
+    call = LinearCall(
+        q,
+        k,
+        v,
+        num_features=num_features,
+        kernel=kernel,
+        seed=seed,
+        ortho=ortho,
+        causal=causal,
+        projection=projection,
+        mask=mask,
     )
-    shape = (*query.shape[:-1], value.shape[-1])
-    single = max(x.ndim for x in arrays) == 2
+    problem = call.problem
     destination = Output(
         out,
-        shape[1:] if single else shape,
-        arrays[0].dtype,
-        query.dtype,
-        (query, key, value, problem.bias, problem.features.projection),
+        call.shape,
+        call.arrays[0].dtype,
+        problem.query.dtype,
+        (
+            problem.query,
+            problem.key,
+            problem.value,
+            problem.bias,
+            problem.features.projection,
+        ),
     )
     lse = problem.new_lse() if return_lse else None
-    problem.attend(destination.work.reshape(shape), lse)
+    problem.attend(call.inner(destination.work), lse)
     result = destination.deliver()
     if lse is None:
         return result
-    lse = cast(lse, compute_dtype(arrays[0].dtype))
-    return result, lse[0] if single else lse
+    return result, cast(lse, compute_dtype(call.arrays[0].dtype)).reshape(call.shape[:-1])
+
+
+class LinearCall:
+    """The checked arguments of :func:`linear_attention`.
+
+    Attributes
+    ----------
+    arrays : tuple of ndarray
+        The caller's q, k and v as storage arrays.
+    projection : ndarray or None
+        The caller's projection.
+    problem : LinearProblem
+        With three axes at least.
+    shape : tuple of int
+        Shape of the output.
+    """
+
+    __slots__ = ("arrays", "problem", "projection", "shape")
+
+    def __init__(
+        self,
+        q: ArrayLike,
+        k: ArrayLike,
+        v: ArrayLike,
+        *,
+        num_features: int,
+        kernel: str,
+        seed: int,
+        ortho: bool,
+        causal: bool,
+        projection: ArrayLike | None,
+        mask: ArrayLike | None,
+    ) -> None:
+        self.arrays = floating(q, "q"), floating(k, "k"), floating(v, "v")
+        kernel = one_of(kernel, "kernel", KERNELS)
+        count = integer(num_features, "num_features", 1)
+        checked_seed = integer(seed, "seed", 0)
+        flag(ortho, "ortho")
+        query, key, value = _common(self.arrays)
+        dim = query.shape[-1]
+        self.projection = drawn = None
+        if projection is not None:
+            self.projection = drawn = checked_projection(projection, count, dim)
+        elif kernel != "elu":
+            drawn = _drawn(dim, count, bool(ortho), checked_seed)
+        real = compute_dtype(query.dtype)
+        self.problem = LinearProblem(
+            query,
+            key,
+            value,
+            None if mask is None else _bias(mask, key, real),
+            flag(causal, "causal"),
+            feature_spec(kernel, None if kernel == "elu" else drawn, dim, real),
+        )
+        shape = (*query.shape[:-1], value.shape[-1])
+        self.shape = shape[1:] if max(x.ndim for x in self.arrays) == 2 else shape
+
+    def inner(self, x: Array) -> Array:
+        """View an array of the output's leading axes, or of those of L, as the problem's."""
+        return x if len(self.shape) > 2 else x[np.newaxis]
 
 
 @lru_cache(maxsize=16)

@@ -20,6 +20,7 @@ from ._kernels.spec import AttentionSpec
 from ._selftest_ball import dual_space, hyperbolic
 from ._selftest_batch import memories, shards
 from ._selftest_cache import cache
+from ._selftest_differences import linear_gradients, moe_gradients
 from ._selftest_gradients import gradients
 from ._selftest_graph import edge_featured, hop_distances
 from ._selftest_graph_gradients import edge_gradients
@@ -403,6 +404,8 @@ MECHANISMS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "graph-rope": graph_rope,
     "hop_distances": hop_distances,
     "gradients": gradients,
+    "linear gradients": linear_gradients,
+    "moe gradients": moe_gradients,
     "losses": losses,
     "optimizers": optimizers,
     "KVCache": cache,

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from ._arrays import Array, Output
 from ._gradients import AttentionGradients, attention_backward
 from ._linear import linear_attention
+from ._linear_gradients import LinearGradients, linear_attention_backward
 from ._options import Alignment, Window
 from ._sdpa import Call
 from ._states import merge_states
@@ -16,9 +17,11 @@ from ._weights import attention_weights_from, top_k_keys
 
 __all__ = [
     "AttentionGradients",
+    "LinearGradients",
     "attention_backward",
     "attention_weights_from",
     "linear_attention",
+    "linear_attention_backward",
     "merge_states",
     "scaled_dot_product_attention",
     "top_k_keys",

@@ -1,4 +1,4 @@
-"""Linear attention: against performer-pytorch, and flat in the number of keys."""
+"""Linear attention and its gradients: against performer-pytorch, and flat in the length."""
 
 from __future__ import annotations
 
@@ -62,6 +62,49 @@ def _performer(
     return Local(forward)
 
 
+def _with_gradients(
+    ctx: Context, arrays: list[np.ndarray], projection: np.ndarray, causal: bool
+) -> Case:
+    """Output and gradients of q, k and v; the projection is fixed on both sides."""
+    # The numbers that follow those of q, k and v.
+    grad = ctx.rng.standard_normal((4, *arrays[2].shape), dtype=np.float32)[3]
+    options = {"num_features": _FEATURES, "causal": causal}
+
+    def ours() -> Any:
+        output = ruvector.linear_attention(*arrays, **options)
+        gradients = ruvector.linear_attention_backward(*arrays, output, grad, **options)
+        return output, gradients[:3]
+
+    def peer() -> Side:
+        torch = ctx.peers.module("torch")
+        performer = ctx.peers.module("performer_pytorch")
+        layer = performer.FastAttention(arrays[0].shape[-1], _FEATURES, causal=causal)
+        layer.projection_matrix.copy_(torch.from_numpy(projection))
+        tensors = [torch.from_numpy(x).requires_grad_() for x in arrays]
+
+        def run() -> Any:
+            output = layer(*tensors)
+            return output, torch.autograd.grad(output, tensors, torch.from_numpy(grad))
+
+        return Local(run)
+
+    return Case(Local(ours), {"performer-pytorch": peer})
+
+
+def _gradient_row(shape: Shape, target: Target, causal: bool = False) -> Row:
+    def build(ctx: Context) -> Case:
+        return _with_gradients(ctx, _arrays(ctx, shape), _projection(shape[-1]), causal)
+
+    return Row(
+        f"{'causal' if causal else 'full'} {shape}, {_FEATURES} features, with gradients",
+        build,
+        {"performer-pytorch": target},
+        # The sums, both feature maps and the products with them again, and their gradients.
+        flops=3.5 * _flops(shape),
+        tolerance=1e-2,
+    )
+
+
 def _softmax(ctx: Context, arrays: list[np.ndarray], causal: bool) -> Side:
     torch = ctx.peers.module("torch")
     tensors = [torch.from_numpy(x) for x in arrays]
@@ -120,6 +163,8 @@ def rows() -> list[Row]:
         _row((8, 8, 256, 64), Target()),
         # The other side's causal form holds every prefix in memory.
         _row((1, 2, 1024, 64), Target(), causal=True),
+        _gradient_row(medium, Target(1, 2)),
+        _gradient_row((1, 2, 1024, 64), Target(1, 2), causal=True),
         Row(
             f"full {medium}, {_FEATURES} features threaded",
             functools.partial(_own_single_thread, medium),

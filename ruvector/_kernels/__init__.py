@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .fallback import graph_backward as graph_backward
     from .fallback import hyperbolic as hyperbolic
     from .fallback import linear as linear
+    from .fallback import linear_backward as linear_backward
     from .fallback import optim as optim
     from .fallback import ragged as ragged
     from .fallback import rotary as rotary
@@ -45,6 +46,7 @@ __all__ = [
     "import_error",
     "isa",
     "linear",
+    "linear_backward",
     "openmp",
     "optim",
     "ragged",
@@ -60,6 +62,7 @@ FAMILIES = (
     "softmax_backward",
     "ragged",
     "linear",
+    "linear_backward",
     "hyperbolic",
     "graph",
     "graph_backward",

@@ -30,8 +30,10 @@ from numpy.typing import NDArray
 
 __all__ = [
     "assign",
+    "auxiliary_gradient",
     "auxiliary_loss",
     "capacity",
+    "mixture_gradient",
     "mixture_weights",
     "overflow",
     "probabilities",
@@ -148,6 +150,16 @@ def mixture_weights(logits: _Array, choice: _Integers) -> _Floats:
     return powers
 
 
+def mixture_gradient(
+    weights: _Floats, gradient: _Floats, choice: _Integers, out: _Floats
+) -> None:
+    """Add to `out` (R, N) the gradient in the logits, of that in the weights ``(R, k)``."""
+    mean = np.sum(weights * gradient, axis=1, keepdims=True)
+    rows, positions = np.nonzero(choice >= 0)
+    own = weights * (gradient - mean)
+    out[rows, choice[rows, positions]] += own[rows, positions]
+
+
 def rows_by_expert(choice: _Integers, experts: int) -> list[tuple[_Integers, _Integers]]:
     """Return (rows, positions in their choice) for each expert, rows in rising order."""
     rows, positions = np.divmod(np.argsort(choice, axis=None, kind="stable"), choice.shape[1])
@@ -167,3 +179,16 @@ def auxiliary_loss(
     fractions = np.bincount(choice.ravel(), minlength=experts) / choice.size
     balance = experts * (fractions @ shares.mean(axis=0))
     return float(balance_weight * balance + z_weight * np.mean(np.square(lse)))
+
+
+def auxiliary_gradient(
+    logits: _Array, choice: _Integers, balance_weight: float, z_weight: float
+) -> _Floats:
+    """Return the gradient of :func:`auxiliary_loss` in the logits, the choices being fixed."""
+    rows, experts = logits.shape
+    shares, lse = probabilities(logits)
+    fractions = np.bincount(choice.ravel(), minlength=experts) / max(1, choice.size)
+    balance = balance_weight * experts * (fractions - (shares @ fractions)[:, np.newaxis])
+    gradient: _Floats = shares * (balance + 2 * z_weight * lse[:, np.newaxis])
+    gradient /= max(1, rows)
+    return gradient

@@ -181,7 +181,8 @@ class Attention(ABC):
         gradients : Gradients
             Gradient of ``sum(output * grad_output) + sum(lse * grad_lse)`` in `query`,
             `keys`, `values` and a float `mask`, each in the shape and dtype of the argument;
-            of a memory or a mask that serves a batch, summed. There is no second derivative.
+            of a memory or a mask that serves a batch, summed; and in what the class learns, in
+            ``gradients.parameters``. There is no second derivative.
 
         Raises
         ------

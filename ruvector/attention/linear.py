@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .._arrays import Array, compute_dtype, contiguous_rows, view
+from .._arrays import Array, cast, compute_dtype, contiguous_rows, view
 from .._checks import flag, integer, one_of
 from .._features import KERNELS, LinearProblem, draw_projection, key_bias
 from .._kernels.spec import LinearState
+from .._linear_backward import LinearTargets, differentiate_linear
 from ..errors import InvalidConfigError, InvalidMaskError
 from ._running import RunningSums
-from .base import Inputs
+from .base import Gradients, Inputs
 
 __all__ = ["LinearAttention", "LinearState"]
 
@@ -80,6 +81,8 @@ class LinearAttention(RunningSums):
     batch. The log-sum-exp is that of the estimated weights.
 
     The parameter is ``projection`` (num_features, dim); ``"elu"`` has none.
+    :meth:`compute_with_gradients` gives its gradient in ``gradients.parameters``, and that of a
+    float mask of keys.
 
     The sums A and B are all that later queries need: :meth:`prefill` and :meth:`append` keep
     them, :meth:`attend` reads them, in time and memory that do not grow with the number of
@@ -229,20 +232,33 @@ class LinearAttention(RunningSums):
         return_weights: bool,
         **options: Any,
     ) -> tuple[Array | None, Array | None]:
+        batch, m, _ = inputs.query.shape
+        shared = batch > 1 and inputs.keys.strides[0] == inputs.values.strides[0] == 0
+        problem = self._problem(inputs, mask, shared)
+        lse = problem.new_lse() if return_lse else None
+        work = out.reshape(*problem.query.shape[:3], out.shape[2])
+        problem.attend(work, lse)
+        if not np.may_share_memory(work, out):
+            out[...] = work.reshape(out.shape)
+        weights = problem.weights() if return_weights else None
+        return (
+            None if lse is None else lse.reshape(batch, 1, m),
+            None if weights is None else weights.reshape(batch, 1, m, inputs.keys.shape[1]),
+        )
+
+    def _problem(self, inputs: Inputs, mask: Array | None, shared: bool) -> LinearProblem:
+        """Return what is computed; one memory for all the batch is summed once."""
         query, keys, values = (
             self._stored(x) for x in (inputs.query, inputs.keys, inputs.values)
         )
-        batch, m, _ = query.shape
-        shared = batch > 1 and keys.strides[0] == values.strides[0] == 0
         if shared and not self._causal:
-            # One memory, summed once for all the batch.
-            query = np.ascontiguousarray(query).reshape(1, batch * m, self._dim)
+            query = np.ascontiguousarray(query).reshape(1, -1, self._dim)
             keys, values = keys[:1], values[:1]
         bias = None
-        if mask is not None and m:
+        if mask is not None and query.shape[1]:
             bias = key_bias(mask[: len(keys), 0, 0], "mask", compute_dtype(query.dtype))
             bias = contiguous_rows(bias, bias.dtype)
-        problem = LinearProblem(
+        return LinearProblem(
             query[:, np.newaxis],
             keys[:, np.newaxis],
             values[:, np.newaxis],
@@ -250,13 +266,45 @@ class LinearAttention(RunningSums):
             self._causal,
             self._features(compute_dtype(query.dtype)),
         )
-        lse = problem.new_lse() if return_lse else None
-        work = out.reshape(*query.shape[:2], out.shape[2])
-        problem.attend(work[:, np.newaxis], lse)
-        if not np.may_share_memory(work, out):
-            out[...] = work.reshape(out.shape)
-        weights = problem.weights() if return_weights else None
-        return (
-            None if lse is None else lse.reshape(batch, 1, m),
-            None if weights is None else weights.reshape(batch, 1, m, keys.shape[1]),
+
+    def _differentiate(
+        self,
+        inputs: Inputs,
+        mask: Array | None,
+        output: Array,
+        lse: Array | None,
+        grad_output: Array,
+        grad_lse: Array | None,
+        **options: Any,
+    ) -> Gradients:
+        batch = len(inputs.query)
+        targets = inputs.new_gradients()
+        shared = batch > 1 and len(targets[1]) == len(targets[2]) == 1
+        problem = self._problem(inputs, mask, shared)
+        query, keys, values = targets
+        if problem.query.dtype != inputs.query.dtype:
+            query, keys, values = (np.empty(x.shape, problem.query.dtype) for x in targets)
+        lengths = problem.query.shape[:3]
+        mask_gradient = inputs.new_mask_gradient(mask)
+        projection = None
+        if "projection" in self._parameters:
+            projection = np.zeros(self._parameters["projection"].shape)
+        differentiate_linear(
+            problem,
+            output.reshape(*lengths, -1),
+            grad_output.reshape(*lengths, -1),
+            None
+            if grad_lse is None
+            else cast(grad_lse, problem.features.projection.dtype).reshape(lengths),
+            LinearTargets(
+                query.reshape(problem.query.shape),
+                keys[:, np.newaxis],
+                values[:, np.newaxis],
+                None if mask_gradient is None else mask_gradient[:, 0, 0],
+                projection,
+            ),
         )
+        learned = {}
+        if projection is not None:
+            learned["projection"] = cast(projection, self._parameters["projection"].dtype)
+        return Gradients(query, keys, values, mask_gradient, parameters=learned)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import cycle, islice
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
-from .._arrays import Array, compute_dtype, view
-from .._checks import flag, integer, one_of, settings
-from .._experts import EXPERT_TYPES, Routed, initial_parameters, mix, route
-from .._kernels import routing
-from ..errors import InvalidConfigError, InvalidMaskError
+from .._arrays import Array
+from .._checks import finite, flag
+from ..errors import InvalidConfigError
+from ._mixture import Mixture
 from ._moe_config import MoEConfig
-from ._moe_stats import RoutingStats, Tally
-from ._parameters import Learned
-from .base import Attention, Inputs
+from ._moe_stats import RoutingStats
+from .base import Gradients
 
 __all__ = ["MoEAttention", "MoEConfig", "RoutingStats"]
 
-_DEFAULT_SEED = 42
 
-
-class MoEAttention(Learned, Attention):
+class MoEAttention(Mixture):
     r"""Attention by a mixture of experts, of which each query is answered by a few.
 
     A router scores the experts for a query; the `top_k` best attend, and their outputs are
@@ -101,45 +95,6 @@ class MoEAttention(Learned, Attention):
     ((32, 16), True)
     """
 
-    _fields = (
-        "dim",
-        "num_experts",
-        "top_k",
-        "expert_capacity",
-        "load_balance_weight",
-        "aux_loss_weight",
-        "jitter_noise",
-        "expert_types",
-    )
-
-    def __init__(
-        self,
-        config: MoEConfig | None = None,
-        *,
-        seed: int | None = None,
-        rng: np.random.Generator | None = None,
-        dtype: DTypeLike = "float32",
-        **fields: Any,
-    ) -> None:
-        chosen = settings(MoEConfig, config, fields)
-        super().__init__(chosen.dim)
-        self._settings = chosen
-        types = chosen.expert_types or islice(cycle(EXPERT_TYPES), chosen.num_experts)
-        self._expert_types = tuple(types)
-        if rng is not None and seed is not None:
-            raise InvalidConfigError("seed and rng must not both be given")
-        if rng is None:
-            seed = _DEFAULT_SEED if seed is None else integer(seed, "seed", 0)
-            rng = np.random.default_rng(seed)
-        if not isinstance(rng, np.random.Generator):
-            raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
-        self._rng = rng
-        name = one_of(np.dtype(dtype).name, "dtype", ("float32", "float64"))
-        self._parameters = initial_parameters(
-            self._dim, self._expert_types, rng, np.dtype(name)
-        )
-        self.reset_routing_stats()
-
     @classmethod
     def simple(
         cls, dim: int, num_experts: int, top_k: int, *, seed: int | None = None
@@ -158,66 +113,6 @@ class MoEAttention(Learned, Attention):
         MoEAttention
         """
         return cls(MoEConfig(dim, num_experts, top_k), seed=seed)
-
-    @property
-    def num_experts(self) -> int:
-        """Number of experts."""
-        return self._settings.num_experts
-
-    @property
-    def top_k(self) -> int:
-        """How many experts answer a query."""
-        return self._settings.top_k
-
-    @property
-    def expert_capacity(self) -> float:
-        """How many queries an expert takes in training, as a multiple of its even share."""
-        return self._settings.expert_capacity
-
-    @property
-    def load_balance_weight(self) -> float:
-        """Factor on the loss for unequal use of the experts."""
-        return self._settings.load_balance_weight
-
-    @property
-    def aux_loss_weight(self) -> float:
-        """Factor on the mean square of the log-sum-exp of the router's logits."""
-        return self._settings.aux_loss_weight
-
-    @property
-    def jitter_noise(self) -> float:
-        """How far the router's view of a query is changed in training."""
-        return self._settings.jitter_noise
-
-    @property
-    def expert_types(self) -> tuple[str, ...]:
-        """The type of each expert."""
-        return self._expert_types
-
-    @property
-    def expert_usage(self) -> Array:
-        """The same as :meth:`get_expert_usage`."""
-        return self.get_expert_usage()
-
-    @property
-    def routing_stats(self) -> RoutingStats:
-        """What has been routed since the last reset."""
-        return self._tally.stats
-
-    def get_expert_usage(self) -> Array:
-        """Return how much each expert was used since :meth:`reset_routing_stats`.
-
-        Returns
-        -------
-        ndarray of float64, shape (num_experts,)
-            Fractions of all routings of a query to an expert; 0 where there were none.
-        """
-        routings = self.routing_stats.routings
-        return np.asarray(routings / max(1, routings.sum()))
-
-    def reset_routing_stats(self) -> None:
-        """Start the statistics of routing anew."""
-        self._tally = Tally(self.num_experts)
 
     def compute(
         self,
@@ -316,80 +211,72 @@ class MoEAttention(Learned, Attention):
             As :meth:`compute`.
         """
         result, routed = self._attend(query, keys, values, mask, True, return_weights, out)
-        loss = routing.auxiliary_loss(
-            routed.logits, routed.wanted, self.load_balance_weight, self.aux_loss_weight
-        )
-        return result, loss
+        return result, self._loss(routed)
 
-    def _attend(
+    def compute_with_gradients(
         self,
         query: ArrayLike,
         keys: ArrayLike,
         values: ArrayLike,
-        mask: ArrayLike | None,
-        training: bool,
-        return_weights: bool,
-        out: Array | None,
-    ) -> tuple[Any, Routed]:
-        inputs = Inputs(query, keys, values, self._dim)
-        checked = None if mask is None else self._checked_mask(inputs, mask)
-        destination, work = inputs.output(out, self._work_dtype(inputs), (checked,))
-        routed = self._route(inputs, training)
-        _, weights = self._evaluate(inputs, checked, work, False, return_weights, routed=routed)
-        result = inputs.result(destination, None, weights)
-        self._tally.add(routed.wanted, routed.choice)
-        return result, routed
+        grad_output: ArrayLike,
+        *,
+        grad_lse: ArrayLike | None = None,
+        grad_aux_loss: float | None = None,
+        mask: ArrayLike | None = None,
+        training: bool = False,
+        return_lse: bool = False,
+        return_weights: bool = False,
+        out: Array | None = None,
+    ) -> tuple[Any, Gradients]:
+        """Attend, and give the gradient in everything that was attended with.
 
-    def _checked_mask(self, inputs: Inputs, mask: ArrayLike) -> Array:
-        checked = inputs.checked_mask(mask)
-        if "linear" in self._expert_types:
-            shape = view(mask, "mask")[0].shape
-            if len(shape) != 1:
-                raise InvalidMaskError(
-                    f"mask must have shape ({inputs.keys.shape[1]},), the same keys for every "
-                    f"query, where there is a linear expert, got shape {shape}"
-                )
-        return checked
+        Parameters
+        ----------
+        query, keys, values, mask, training, return_weights, out
+            As in :meth:`compute`.
+        grad_output : array_like, shape (dim_v,), (m, dim_v) or (B, m, dim_v)
+            Gradient of the output.
+        grad_lse, return_lse
+            Must be left out: a mixture has no single log-sum-exp.
+        grad_aux_loss : float, optional
+            Gradient of the loss of :meth:`compute_with_aux_loss`, as a rule 1. With it the
+            call is one of that method, in training.
 
-    def _work_dtype(self, inputs: Inputs) -> np.dtype[Any]:
-        router = self._parameters["router.weight"]
-        return np.result_type(router, compute_dtype(inputs.query.dtype))
+        Returns
+        -------
+        result : ndarray or tuple
+            What :meth:`compute` returns, or with `grad_aux_loss` what
+            :meth:`compute_with_aux_loss` returns.
+        gradients : Gradients
+            Gradient of ``sum(output * grad_output) + loss * grad_aux_loss`` in `query`,
+            `keys`, `values` and a float `mask`, each in the shape and dtype of the argument,
+            and in ``parameters``, by the names of :meth:`parameters`. The choice of experts
+            is taken as fixed, and so are the fractions f of the loss and the jitter, which is
+            that of the output.
 
-    def _route(self, inputs: Inputs, training: bool) -> Routed:
-        config = self._settings
-        return route(
-            inputs.query,
-            self._parameters["router.weight"],
-            self._work_dtype(inputs),
-            config.top_k,
-            expert_capacity=config.expert_capacity if training else None,
-            jitter=config.jitter_noise if training else 0.0,
-            rng=self._rng,
-        )
-
-    def _evaluate(
-        self,
-        inputs: Inputs,
-        mask: Array | None,
-        out: Array,
-        return_lse: bool,
-        return_weights: bool,
-        **options: Any,
-    ) -> tuple[None, Array | None]:
-        routed: Routed = options.get("routed") or self._route(inputs, False)
-        weights = None
-        if return_weights:
-            batch, m, _ = inputs.query.shape
-            weights = np.empty((batch, 1, m, inputs.keys.shape[1]), out.dtype)
-        mix(
-            routed,
-            self._expert_types,
-            self._parameters,
-            inputs.query,
-            inputs.keys,
-            inputs.values,
+        Raises
+        ------
+        InvalidConfigError
+            If `grad_lse` or `return_lse` is set, or `grad_aux_loss` is not finite.
+        DimensionMismatchError, EmptyInputError, InvalidMaskError, TypeError
+            As :meth:`compute`.
+        """
+        if return_lse or grad_lse is not None:
+            raise InvalidConfigError(
+                "return_lse and grad_lse must be left out: a mixture of experts has no single "
+                "log-sum-exp"
+            )
+        with_loss = grad_aux_loss is not None
+        factor = None if grad_aux_loss is None else finite(grad_aux_loss, "grad_aux_loss")
+        result, routed, gradients = self._attend_with_gradients(
+            query,
+            keys,
+            values,
+            grad_output,
+            factor,
             mask,
+            flag(training, "training") or with_loss,
+            return_weights,
             out,
-            weights,
         )
-        return None, weights
+        return (result, self._loss(routed)) if with_loss else result, gradients

@@ -9,13 +9,38 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["blas_threads"]
+__all__ = ["blas_threads", "in_order"]
 
 # Multiply-adds below which a second BLAS thread matters less than setting the limit.
 _LARGE = 1 << 19
+
+
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Iterator[_Result]:
+    """Yield a function of each item, of which up to `threads` are computed at a time."""
+    if threads == 1:
+        yield from map(function, items)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    running = deque()  # type: ignore[var-annotated]
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                running.append(pool.submit(function, item))
+                if len(running) > 2 * threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
 
 
 class _Libraries(NamedTuple):
@@ -24,6 +49,9 @@ class _Libraries(NamedTuple):
     of_the_process: list[Any]
     of_each_thread: list[Any]
 
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _lock = threading.Lock()
 _libraries: _Libraries | None = None

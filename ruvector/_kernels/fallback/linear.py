@@ -19,7 +19,6 @@ Cost: 2 M (D + Dv) multiply-adds for each key and for each query. Memory: a few 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,17 @@ from numpy.typing import NDArray
 
 from ruvector._kernels.fallback import _storage
 from ruvector._kernels.fallback._features import key_features, query_features, visible
-from ruvector._kernels.fallback._online import zero_point
+from ruvector._kernels.fallback._sums import (
+    absorb_keys,
+    add_state,
+    block_norm,
+    block_rows,
+    empty_state,
+    fold_block,
+    parts,
+    row_blocks,
+    weigh_block,
+)
 from ruvector._kernels.fallback._threads import blas_threads
 from ruvector._kernels.spec import FeatureSpec, LinearState
 
@@ -35,8 +44,7 @@ __all__ = ["absorb", "attend", "attend_state", "merge"]
 
 _Array = NDArray[Any]
 
-# Features in one tile, and positions in one block of a causal sequence.
-_FEATURES = 1 << 18
+# Positions in one block of a causal sequence.
 _BLOCK = 128
 
 
@@ -78,15 +86,15 @@ def attend(
     """
     rows = key.shape[2] + query.shape[2]
     with blas_threads(threads, _multiply_adds(key, value, rows)), np.errstate(all="ignore"):
-        for part in _parts(query, features):
+        for part in parts(query, features):
             own = query[part], key[part], value[part]
             row_bias = None if bias is None else bias[part[0]]
-            state = _empty(own[1], value.shape[3], features)
+            state = empty_state(own[1], value.shape[3], features)
             row_lse = None if lse is None else lse[part]
             if causal:
                 _attend_causal(*own, row_bias, state, out[part], row_lse, features)
             else:
-                _absorb(*own[1:], row_bias, state, features)
+                absorb_keys(*own[1:], row_bias, state, features)
                 _read(own[0], state, out[part], row_lse, features)
 
 
@@ -109,10 +117,10 @@ def absorb(
     """
     work = _multiply_adds(key, value, key.shape[2])
     with blas_threads(threads, work), np.errstate(all="ignore"):
-        for part in _parts(key, features):
+        for part in parts(key, features):
             row_bias = None if bias is None else bias[part[0]]
             own = _copied(state, part)
-            _absorb(key[part], value[part], row_bias, own, features)
+            absorb_keys(key[part], value[part], row_bias, own, features)
             for target, made in zip(state, own, strict=True):
                 target[part] = made
 
@@ -136,7 +144,7 @@ def attend_state(
     """
     work = _multiply_adds(query, out, query.shape[2])
     with blas_threads(threads, work), np.errstate(all="ignore"):
-        for part in _parts(query, features):
+        for part in parts(query, features):
             own = LinearState(*(x[part] for x in state))
             _read(query[part], own, out[part], None if lse is None else lse[part], features)
 
@@ -150,89 +158,16 @@ def merge(state: LinearState, other: LinearState) -> None:
         Contiguous arrays of the same shapes, made with the same features.
     """
     with np.errstate(all="ignore"):
-        top = np.maximum(state.stabiliser, other.stabiliser)
-        own, added = (np.exp(x.stabiliser - zero_point(top)) for x in (state, other))
-        for x, y in zip(state[:2], other[:2], strict=True):
-            shape = (*top.shape, *(1,) * (x.ndim - 2))
-            x *= own.reshape(shape)
-            x += added.reshape(shape) * y
-        state.stabiliser[...] = top
-        state.value_sum[...] += other.value_sum
-        state.num_keys[...] += other.num_keys
+        add_state(state, other)
 
 
 def _multiply_adds(x: _Array, value: _Array, rows: int) -> int:
     return int(x.shape[0] * x.shape[1] * rows * x.shape[3] * (x.shape[3] + value.shape[3]))
 
 
-def _parts(x: _Array, features: FeatureSpec) -> Iterator[tuple[int, slice]]:
-    """Walk batch entries and as many heads at a time as a tile has room for."""
-    batch, heads, rows = x.shape[:3]
-    step = max(1, _FEATURES // max(1, rows * len(features.projection)))
-    for b in range(batch):
-        for h in range(0, heads, step):
-            yield b, slice(h, min(h + step, heads))
-
-
-def _blocks(start: int, stop: int, size: int) -> Iterator[slice]:
-    return (slice(i, min(i + size, stop)) for i in range(start, stop, size))
-
-
-def _rows(heads: int, features: FeatureSpec) -> int:
-    return max(1, _FEATURES // max(1, heads * len(features.projection)))
-
-
-def _empty(key: _Array, width: int, features: FeatureSpec) -> LinearState:
-    heads, m = len(key), len(features.projection)
-    return LinearState(
-        np.zeros((heads, m, width)),
-        np.zeros((heads, m)),
-        np.full(heads, -np.inf if features.kernel == "softmax" else 0.0),
-        np.zeros((heads, width)),
-        np.zeros(heads, np.int64),
-    )
-
-
 def _copied(state: LinearState, part: tuple[int, slice]) -> LinearState:
     # What is interrupted half-way must not show.
     return LinearState(*(x[part].copy() for x in state))
-
-
-def _absorb(
-    key: _Array,
-    value: _Array,
-    bias: _Array | None,
-    state: LinearState,
-    features: FeatureSpec,
-) -> None:
-    """Add keys ``(H, n, D)`` to the state of one batch entry."""
-    for rows in _blocks(0, key.shape[1], _rows(len(key), features)):
-        seen, own_bias = visible(rows, bias)
-        phi = key_features(key[:, seen], own_bias, features)
-        if not phi.shape[1]:
-            continue
-        top = np.zeros(len(key))
-        if features.kernel == "softmax":
-            top = phi.max(axis=(1, 2)).astype(np.float64)
-            phi -= zero_point(top).astype(phi.dtype)[:, np.newaxis, np.newaxis]
-            np.exp(phi, out=phi)
-        values = _storage.widen(value[:, seen])
-        _fold(state, phi, values, top)
-
-
-def _fold(state: LinearState, phi: _Array, values: _Array, top: _Array) -> None:
-    """Add features relative to the exponent `top` of each head, and their values."""
-    made = LinearState(
-        np.matmul(phi.swapaxes(1, 2), values).astype(np.float64),
-        phi.sum(axis=1, dtype=np.float64),
-        top,
-        values.sum(axis=1, dtype=np.float64),
-        np.full(len(phi), phi.shape[1]),
-    )
-    merge(
-        LinearState(*(x[np.newaxis] for x in state)),
-        LinearState(*(x[np.newaxis] for x in made)),
-    )
 
 
 def _read(
@@ -246,7 +181,7 @@ def _read(
         numerator = numerator + eps * state.value_sum[:, np.newaxis]
         denominator = denominator + eps * state.num_keys[:, np.newaxis, np.newaxis]
     numerator, denominator = numerator.astype(dtype), denominator.astype(dtype)
-    for rows in _blocks(0, query.shape[1], _rows(len(query), features)):
+    for rows in row_blocks(0, query.shape[1], block_rows(len(query), features)):
         phi, shift = query_features(query[:, rows], features, lse is not None)
         _finish(
             np.matmul(phi, numerator),
@@ -290,7 +225,7 @@ def _attend_causal(
     first = num_keys - num_queries
     if first > 0:
         before = None if bias is None else bias[:first]
-        _absorb(key[:, :first], value[:, :first], before, state, features)
+        absorb_keys(key[:, :first], value[:, :first], before, state, features)
     else:
         out[:, :-first] = 0
         if lse is not None:
@@ -335,36 +270,12 @@ def _attend_block(
 ) -> None:
     """Attend from a block of positions, of which row i sees the first ``count[i]`` keys."""
     dtype = phi.dtype
-    exponential = features.kernel == "softmax"
     phi_q, shift = query_features(query, features, lse is not None)
-    before = state.stabiliser.copy()[:, np.newaxis]
-    # Prefix maxima before the block and at each key; 0 where there is no stabiliser.
-    tops = np.zeros((len(phi), phi.shape[1] + 1))
-    if exponential:
-        tops[:, :1] = before
-        tops[:, 1:] = phi.max(axis=2)
-        np.maximum.accumulate(tops, axis=1, out=tops)
-        phi -= zero_point(tops[:, 1:, np.newaxis]).astype(dtype)
-        np.exp(phi, out=phi)
-    own = tops[:, count]
-    products = np.matmul(phi_q, phi.swapaxes(1, 2))
-    fall = np.ones((*own.shape, 1), dtype)
-    if exponential:
-        origin = zero_point(own)[..., np.newaxis]
-        products *= np.exp((tops[:, np.newaxis, 1:] - origin).astype(dtype))
-        fall = np.exp((before[..., np.newaxis] - origin).astype(dtype))
-    total = fall * np.matmul(phi_q, state.numerator.astype(dtype))
-    norm = fall * np.matmul(phi_q, state.denominator.astype(dtype)[..., np.newaxis])
-    if exponential:
-        share = dtype.type(features.epsilon) * phi_q.sum(axis=2, keepdims=True)
-        products += share
-        total += share * state.value_sum.astype(dtype)[:, np.newaxis]
-        norm += share * state.num_keys.astype(dtype)[:, np.newaxis, np.newaxis]
-    np.copyto(products, 0, where=np.arange(phi.shape[1]) >= count[:, np.newaxis])
-    total += np.matmul(products, values)
-    norm += products.sum(axis=2, keepdims=True)
-    _finish(total, norm[..., 0], shift, own, out, lse, features)
-    if phi.shape[1]:
-        if exponential:
-            phi *= np.exp(tops[:, 1:] - zero_point(tops[:, -1:])).astype(dtype)[..., np.newaxis]
-        _fold(state, phi, values, tops[:, -1])
+    block = weigh_block(phi_q, phi, state.stabiliser, count, features)
+    total = block.fall * np.matmul(phi_q, state.numerator.astype(dtype))
+    norm = block_norm(block, phi_q, state)
+    if features.kernel == "softmax":
+        total += block.share * state.value_sum.astype(dtype)[:, np.newaxis]
+    total += np.matmul(block.weights, values)
+    _finish(total, norm[..., 0], shift, block.tops[:, count], out, lse, features)
+    fold_block(state, phi, values, block)
