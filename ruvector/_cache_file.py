@@ -32,10 +32,9 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 import zlib
 from contextlib import suppress
-from pathlib import Path
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,10 +96,11 @@ def write(path: str | os.PathLike[str], config: dict[str, Any], rows: Rows) -> N
     """
     count = len(rows.keys)
     sections = _layout(config, count)
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    target = os.path.realpath(path)
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.{token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.seek(_SIZE)
             checksum, at = 0, _SIZE
             for section, array in zip(sections, rows, strict=True):
@@ -118,10 +118,10 @@ def write(path: str | os.PathLike[str], config: dict[str, Any], rows: Rows) -> N
             file.write(_header(config, count, sections, checksum))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, target)
+        os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
-            os.unlink(name)
+            os.unlink(temporary)
         raise
 
 

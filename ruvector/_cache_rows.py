@@ -90,6 +90,11 @@ class RowStore:
 
         Returns the name of the argument that does not fit the storage type, if one does not.
         """
+        # Rows of the cache itself would move under a caller who appends them again.
+        keys, values = (
+            x.copy() if any(np.may_share_memory(x, y) for y in self._arrays[:2]) else x
+            for x in (keys, values)
+        )
         self._reserve(len(keys))
         start = self._first + self._count
         place = [array[start : start + len(keys)] for array in self._arrays]

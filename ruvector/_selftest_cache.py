@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._selftest_reference import attention
-from .stream import KVCache
+from .stream import KVCache, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,12 @@ __all__ = ["cache"]
 _TOLERANCE = 1e-5
 
 # What is read back differs by at most this part of the row's largest entry.
-_ROUNDING = {"float32": 0.0, "float16": 2**-11, "bfloat16": 2**-8, "int8": 1 / 253.9}
+_ROUNDING: dict[Storage, float] = {
+    "float32": 0.0,
+    "float16": 2**-11,
+    "bfloat16": 2**-8,
+    "int8": 1 / 253.9,
+}
 
 # (heads, queries, keys, dim, dim_v of a head)
 _SHAPES = (
@@ -54,7 +59,9 @@ def cache(rng: np.random.Generator) -> Iterator[Case]:
             yield f"{label}, rows", np.maximum(np.abs(error) - allowed, 0), 0 * error, 1e-9
             out, lse = memory.attend(q, causal=True, return_lse=True)
             expected, expected_lse, _ = attention(
-                *(_by_head(x, heads) for x in (q, memory.keys, memory.values)),
+                _by_head(q, heads),
+                _by_head(memory.keys, heads),
+                _by_head(memory.values, heads),
                 is_causal=True,
                 causal_alignment="bottom_right",
             )

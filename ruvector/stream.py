@@ -27,6 +27,8 @@ from .errors import DimensionMismatchError, EmptyInputError, InvalidConfigError
 
 __all__ = ["KVCache", "StreamProcessor"]
 
+Storage = Literal["float32", "float16", "bfloat16", "int8"]
+
 
 class KVCache:
     """Keys and values that are appended to and attended to, in a storage type of their own.
@@ -85,7 +87,7 @@ class KVCache:
         dim: int,
         dim_v: int | None = None,
         capacity: int | None = None,
-        dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32",
+        dtype: Storage = "float32",
         num_heads: int = 1,
         window: int | None = None,
         num_sink_tokens: int = 0,

@@ -213,6 +213,18 @@ def test_a_window_keeps_the_latest_and_the_sinks(dtype, step):
     )
 
 
+def test_rows_of_the_cache_itself():
+    """They move to the front of their memory while they are appended."""
+    cache = KVCache(4, window=100)
+    rows = normal(1000, 4)
+    for i in range(0, 1000, 10):
+        cache.append(rows[i : i + 10], rows[i : i + 10])
+        want = cache.keys[:7].copy()
+        cache.append(cache.keys[:7], cache.values[:7])
+        np.testing.assert_array_equal(cache.keys[-7:], want)
+        np.testing.assert_array_equal(cache.values[-7:], want)
+
+
 def test_what_a_window_passes_over_takes_no_room_but_is_checked():
     cache = KVCache(4, dtype="int8", window=10, num_sink_tokens=2)
     cache.append(normal(1, 4), normal(1, 4))

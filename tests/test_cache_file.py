@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import zlib
@@ -113,6 +114,16 @@ def test_a_snapshot_replaces_its_own_file(tmp_path):
     assert len(restored) == 20
     np.testing.assert_array_equal(KVCache.restore(path).keys, restored.keys)
     assert [x.name for x in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+def test_a_snapshot_is_a_file_like_any_other(tmp_path):
+    plain, path, link = (tmp_path / name for name in ("plain", "cache", "link"))
+    plain.touch()
+    link.symlink_to(path)
+    filled(3).snapshot(link)
+    assert link.is_symlink()
+    assert path.stat().st_mode == plain.stat().st_mode
 
 
 def test_a_snapshot_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
