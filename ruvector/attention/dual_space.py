@@ -120,7 +120,8 @@ class DualSpaceAttention(BallAttention):
 
     Notes
     -----
-    A learned fusion weight is the sigmoid of the parameter ``fusion_logit``.
+    A learned fusion weight is the sigmoid of the parameter ``fusion_logit``, whose gradient
+    :meth:`compute_with_gradients` gives in ``parameters``.
 
     In float32 rounding shortens the hyperbolic part of an output where one value with a part
     longer than about ``3 / sqrt(c)`` has nearly all the weight: by 1e-3 at that length, by
