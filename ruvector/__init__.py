@@ -2,8 +2,14 @@
 
 The functions and classes here take anything that NumPy can view and return NumPy arrays.
 Compiled kernels do the work where they are installed, their NumPy twins elsewhere;
-:func:`backend` tells which.
+:func:`backend` tells which. Training, batches, streams and shards are imported when they are
+first asked for.
 """
+
+from __future__ import annotations
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 
 from . import graph
 from ._config import backend, get_num_threads, info, num_threads, set_num_threads, version
@@ -59,9 +65,39 @@ from .utils import (
     softmax,
 )
 
+if TYPE_CHECKING:
+    from . import batch, hyperbolic, sharding, stream, training
+    from .batch import (
+        BatchProcessor,
+        parallel_attention_compute,
+        parallel_attention_compute_async,
+    )
+    from .sharding import sharded_attention, sharded_attention_backward
+    from .stream import KVCache, StreamProcessor
+    from .training import (
+        AdamOptimizer,
+        AdamWOptimizer,
+        CurriculumScheduler,
+        CurriculumStage,
+        HardNegativeMiner,
+        InBatchMiner,
+        InfoNCELoss,
+        LearningRateScheduler,
+        LocalContrastiveLoss,
+        SGDOptimizer,
+        SpectralRegularization,
+        TemperatureAnnealing,
+        clip_grad_norm,
+    )
+
 __all__ = [
+    "AdamOptimizer",
+    "AdamWOptimizer",
     "Attention",
     "AttentionGradients",
+    "BatchProcessor",
+    "CurriculumScheduler",
+    "CurriculumStage",
     "DimensionMismatchError",
     "DotProductAttention",
     "DualSpaceAttention",
@@ -72,29 +108,42 @@ __all__ = [
     "FlashAttention",
     "GradientCheckError",
     "GraphRoPEAttention",
+    "HardNegativeMiner",
     "HyperbolicAttention",
+    "InBatchMiner",
+    "InfoNCELoss",
     "InvalidConfigError",
     "InvalidMaskError",
+    "KVCache",
+    "LearningRateScheduler",
     "LinearAttention",
     "LinearGradients",
     "LinearState",
+    "LocalContrastiveLoss",
     "LocalGlobalAttention",
     "MoEAttention",
     "MoEConfig",
     "MultiHeadAttention",
     "RoPEConfig",
     "RuvectorError",
+    "SGDOptimizer",
+    "SpectralRegularization",
+    "StreamProcessor",
+    "TemperatureAnnealing",
     "__version__",
     "attention_backward",
     "attention_weights",
     "attention_weights_from",
     "available_mechanisms",
     "backend",
+    "batch",
     "batch_normalize",
+    "clip_grad_norm",
     "cosine_similarity",
     "get_num_threads",
     "gradcheck",
     "graph",
+    "hyperbolic",
     "info",
     "l2_norm",
     "linear_attention",
@@ -103,15 +152,55 @@ __all__ = [
     "normalize",
     "num_threads",
     "pairwise_distances",
+    "parallel_attention_compute",
+    "parallel_attention_compute_async",
     "random_orthogonal_matrix",
     "scaled_dot_attention",
     "scaled_dot_product_attention",
     "set_num_threads",
+    "sharded_attention",
+    "sharded_attention_backward",
+    "sharding",
     "softmax",
+    "stream",
     "top_k_keys",
+    "training",
     "version",
 ]
+
+# Those that need another package are not in __all__: a star import would fail without it.
+_MODULES = ("batch", "dask", "hyperbolic", "sharding", "stream", "torch", "training")
+_LATER = {
+    "BatchProcessor": "batch",
+    "parallel_attention_compute": "batch",
+    "parallel_attention_compute_async": "batch",
+    "sharded_attention": "sharding",
+    "sharded_attention_backward": "sharding",
+    "KVCache": "stream",
+    "StreamProcessor": "stream",
+    "AdamOptimizer": "training",
+    "AdamWOptimizer": "training",
+    "CurriculumScheduler": "training",
+    "CurriculumStage": "training",
+    "HardNegativeMiner": "training",
+    "InBatchMiner": "training",
+    "InfoNCELoss": "training",
+    "LearningRateScheduler": "training",
+    "LocalContrastiveLoss": "training",
+    "SGDOptimizer": "training",
+    "SpectralRegularization": "training",
+    "TemperatureAnnealing": "training",
+    "clip_grad_norm": "training",
+}
 
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return _import_module(f".{name}", __name__)
+    if name in _LATER:
+        return getattr(_import_module(f".{_LATER[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

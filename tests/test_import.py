@@ -42,6 +42,19 @@ def test_import_is_light():
     assert LAZY.isdisjoint(output(code).split())
 
 
+def test_the_rest_is_imported_when_asked_for():
+    code = (
+        "import sys, ruvector\n"
+        "parts = 'batch', 'sharding', 'stream', 'training'\n"
+        "print(sum(f'ruvector.{part}' in sys.modules for part in parts))\n"
+        "assert ruvector.AdamOptimizer is ruvector.training.AdamOptimizer\n"
+        "assert ruvector.hyperbolic.expmap0\n"
+        "from ruvector import *\n"
+        "print(KVCache.__module__, sharding.__name__, 'dask' in sys.modules)"
+    )
+    assert output(code).split() == ["0", "ruvector.stream", "ruvector.sharding", "False"]
+
+
 def test_dir_is_the_public_names():
     assert dir(ruvector) == sorted(ruvector.__all__)
     assert len(set(ruvector.__all__)) == len(ruvector.__all__)
