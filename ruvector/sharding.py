@@ -78,9 +78,10 @@ def sharded_attention(
         As in :meth:`ruvector.Attention.compute`.
     shards : sequence
         The parts of the memory, in order. Each is a pair of keys (n_s, dim) and values
-        (n_s, dim_v): arrays, or names of ``.npy`` files, which are mapped; or it is a cache,
-        an object whose ``attend(query, return_lse=True)`` returns output and log-sum-exp
-        (also with ``scale=``, if the attention has one of its own). A shard may be empty.
+        (n_s, dim_v): arrays, or names of ``.npy`` files, which are mapped; or it is a cache: a
+        :class:`~ruvector.stream.KVCache`, or any object whose ``attend(query,
+        return_lse=True)`` returns output and log-sum-exp (also with ``scale=``, if the
+        attention has one of its own). A shard may be empty.
     attention : Attention, optional
         What is computed, :class:`~ruvector.DotProductAttention` by default. Dot-product,
         multi-head, flash, local-global, graph-rope, dual-space, linear (not causal),
