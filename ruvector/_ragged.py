@@ -40,9 +40,11 @@ class Batch:
         Storage arrays, as are `keys` and `values`.
     keys : list of ndarray, shape (n_i, dim)
     values : list of ndarray, shape (n_i, dim_v)
+    plain : bool, default False
+        Whether they are known to be what the kernel takes, as they are.
     """
 
-    __slots__ = ("attention", "keys", "queries", "values")
+    __slots__ = ("_plain", "attention", "keys", "queries", "values")
 
     def __init__(
         self,
@@ -50,7 +52,10 @@ class Batch:
         queries: list[Array],
         keys: list[Array],
         values: list[Array],
+        *,
+        plain: bool = False,
     ) -> None:
+        self._plain = plain
         self.attention = attention
         self.queries = queries
         self.keys = keys
@@ -60,7 +65,8 @@ class Batch:
         return len(self.queries)
 
     def __getitem__(self, part: slice) -> Batch:
-        return Batch(self.attention, self.queries[part], self.keys[part], self.values[part])
+        lists = self.queries[part], self.keys[part], self.values[part]
+        return Batch(self.attention, *lists, plain=self._plain)
 
     def __reduce__(self) -> tuple[Any, ...]:
         lists = [
@@ -89,6 +95,8 @@ class Batch:
         """Whether one call of a kernel computes everything."""
         if type(self.attention) not in _PACKED or not self.queries:
             return False
+        if self._plain:
+            return True
         arrays = chain(self.queries, self.keys, self.values)
         width, dtype = self.values[0].shape[1], self.queries[0].dtype
         return all(x.dtype == dtype for x in arrays) and all(
@@ -117,21 +125,30 @@ class Batch:
             raise DimensionMismatchError(
                 f"values must have a width that divides into {heads} heads, got {width}"
             )
-        ends = np.cumsum([0, *(q.size // dim for q in self.queries)])
-        rows = np.concatenate([q.reshape(-1, dim) for q in self.queries])
+        if self._plain:
+            ends = np.arange(len(self.queries) + 1, dtype=np.int64)
+            rows, keys, values = np.stack(self.queries), self.keys, self.values
+        else:
+            ends = np.cumsum([0, *(q.size // dim for q in self.queries)], dtype=np.int64)
+            rows = np.concatenate([q.reshape(-1, dim) for q in self.queries])
+            keys, values = (
+                [_contiguous(x) for x in given] for given in (self.keys, self.values)
+            )
         shape = (1, len(rows), width)
         destination = Output(None, shape, rows.dtype, rows.dtype)
         causal = isinstance(attention, FlashAttention) and attention.causal
         _kernels.ragged.attend(
             by_head(rows[np.newaxis], heads),
-            [_contiguous(x) for x in self.keys],
-            [_contiguous(x) for x in self.values],
+            keys,
+            values,
             ends,
             by_head(destination.work, heads),
             AttentionSpec(scale=attention._scale, causal=causal, bottom_right=causal),
             _config.current_threads(),
         )
         out = destination.deliver()[0]
+        if self._plain:
+            return list(out)
         bounds = ends.tolist()
         return [
             out[a] if q.ndim == 1 else out[a:b]
@@ -157,6 +174,11 @@ def checked_batch(
     values: ArrayLike | Sequence[ArrayLike],
 ) -> Batch:
     """Check queries and memories against each other and the attention."""
+    if type(attention) in _PACKED:
+        # The checks in Python cost about as much as attention to ten keys.
+        q, k, v = (_listed(x) for x in (queries, keys, values))
+        if _kernels.ragged.plain(q, k, v, attention.dim):
+            return Batch(attention, q, k, v, plain=True)
     lists = [
         _read(queries, "queries", floating),
         _read(keys, "keys", vectors),
@@ -172,7 +194,6 @@ def checked_batch(
     _give_widths(lists[1], dim)
     _give_widths(lists[2], next((x.shape[-1] for x in lists[2] if x.shape != (0, 0)), dim))
     for i, (q, k, v) in enumerate(zip(*lists, strict=True)):
-        # This loop and _read are most of what a batch of small memories costs.
         q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
         if len(q_shape) not in (1, 2) or q_shape[-1] != dim:
             raise DimensionMismatchError(
@@ -186,6 +207,10 @@ def checked_batch(
                 f"{v_shape}"
             )
     return Batch(attention, *lists)
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple | np.ndarray) else []
 
 
 def _read(given: Any, name: str, check: Callable[[object, str], Array]) -> list[Array]:

@@ -15,7 +15,7 @@ from isolated import output, python
 from numpy.testing import assert_allclose, assert_array_equal
 
 import ruvector
-from ruvector import DimensionMismatchError, InvalidConfigError, _mapped
+from ruvector import DimensionMismatchError, InvalidConfigError, _kernels, _mapped
 from ruvector._ragged import checked_batch
 from ruvector.batch import parallel_attention_compute, parallel_attention_compute_async
 
@@ -163,6 +163,43 @@ class TestShapesAndTypes:
         keys[1][2, 0] = np.nan
         outputs = parallel_attention_compute("dot-product", queries, keys, values)
         assert [bool(np.isnan(out).any()) for out in outputs] == [False, True, False]
+
+
+@pytest.mark.usefixtures("backend")
+class TestPlain:
+    """What needs no further check is found out by the kernel."""
+
+    def test_what_is(self):
+        queries, keys, values = memories([3, 0, 5])
+        narrow = [v[:, :2].copy() for v in values]
+        for given in (keys, values), (keys, narrow):
+            assert _kernels.ragged.plain(list(queries), *given, DIM)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda q, k, v: (q[:1], k, v),
+            lambda q, k, v: (q, k[:1], v),
+            lambda q, k, v: (q, k, v[:1]),
+            lambda q, k, v: ([], [], []),
+            lambda q, k, v: ([q[0], q[1].tolist()], k, v),
+            lambda q, k, v: ([q[0], q[1][:3]], k, v),
+            lambda q, k, v: ([q[0], q[1][np.newaxis]], k, v),
+            lambda q, k, v: ([q[0], q[1].astype(np.float64)], k, v),
+            lambda q, k, v: (q, [k[0], k[1][::2]], v),
+            lambda q, k, v: (q, [k[0], k[1][:, :3].copy()], v),
+            lambda q, k, v: (q, [k[0], k[1][:3]], v),
+            lambda q, k, v: (q, [k[0], k[1].astype(">f4")], v),
+            lambda q, k, v: (q, [k[0], np.asfortranarray(k[1])], v),
+            lambda q, k, v: (q, [k[0], k[1].view(np.memmap)], v),
+            lambda q, k, v: (q, k, [v[0], v[1][:, 0].copy()]),
+            lambda q, k, v: (q, k, [v[0], v[1][:, :2].copy()]),
+            lambda q, k, v: (q, k, [v[0], None]),
+        ],
+    )
+    def test_what_is_not(self, change):
+        queries, keys, values = memories([3, 5])
+        assert not _kernels.ragged.plain(*change(list(queries), keys, values), DIM)
 
 
 class TestErrors:

@@ -48,6 +48,34 @@ cdef int fill_segments(const Call *call, Segment *segments, Py_ssize_t count,
     return 0
 
 
+cdef inline bint contiguous(object array, int axes) noexcept:
+    """Is it a C-contiguous, aligned, native float32 ndarray of that many axes?"""
+    return (
+        cnp.PyArray_CheckExact(array)
+        and cnp.PyArray_NDIM(<cnp.ndarray> array) == axes
+        and cnp.PyArray_TYPE(<cnp.ndarray> array) == cnp.NPY_FLOAT32
+        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
+    )
+
+
+def plain(list queries not None, list keys not None, list values not None, Py_ssize_t dim):
+    """Tell whether memories and their queries are what `attend` takes, as they are."""
+    cdef Py_ssize_t count = len(queries), width = -1, s
+    cdef object query, key, value
+    if count == 0 or len(keys) != count or len(values) != count:
+        return False
+    for s in range(count):
+        query, key, value = queries[s], keys[s], values[s]
+        if not (contiguous(query, 1) and contiguous(key, 2) and contiguous(value, 2)):
+            return False
+        if width < 0:
+            width = length(value, 1)
+        if (length(query, 0) != dim or length(key, 1) != dim or length(value, 1) != width
+                or length(key, 0) != length(value, 0)):
+            return False
+    return True
+
+
 def attend(cnp.ndarray query not None, list keys not None, list values not None,
            cnp.ndarray ends not None, cnp.ndarray out not None, spec, int threads):
     """Attend from every query row to its own memory."""

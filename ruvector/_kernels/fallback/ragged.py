@@ -15,9 +15,46 @@ from ruvector._kernels.fallback import softmax
 from ruvector._kernels.fallback._plain import attend_plain
 from ruvector._kernels.spec import AttentionSpec
 
-__all__ = ["attend"]
+__all__ = ["attend", "plain"]
 
 _Array = NDArray[Any]
+_FLOAT32 = np.dtype(np.float32)
+
+
+def plain(queries: list[Any], keys: list[Any], values: list[Any], dim: int) -> bool:
+    """Tell whether memories and their queries are what `attend` takes, as they are.
+
+    Parameters
+    ----------
+    queries, keys, values : list
+        One each for every memory; anything may be in them.
+    dim : int
+        Width of queries and keys.
+
+    Returns
+    -------
+    bool
+        Whether each query is ``(dim,)``, each keys ``(n_s, dim)`` and each values
+        ``(n_s, dim_v)`` with one dim_v for all, and all of them contiguous, aligned float32
+        ndarrays. False where there are none.
+    """
+    if not queries or not len(queries) == len(keys) == len(values):
+        return False
+    if not all(
+        type(x) is np.ndarray
+        and x.dtype == _FLOAT32
+        and x.ndim == axes
+        and x.flags.c_contiguous
+        and x.flags.aligned
+        for arrays, axes in ((queries, 1), (keys, 2), (values, 2))
+        for x in arrays
+    ):
+        return False
+    width = values[0].shape[1]
+    return all(
+        len(q) == k.shape[1] == dim and v.shape == (len(k), width)
+        for q, k, v in zip(queries, keys, values, strict=True)
+    )
 
 
 def attend(
