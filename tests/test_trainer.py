@@ -491,7 +491,6 @@ class TestFit:
             arrays.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
         trainer = full_trainer()
         trainer.fit(*arrays, validation=arrays)
-        assert trainer.evaluate(*arrays)["recall@1"] > 0.3
         again = full_trainer()
         again.fit(*(np.array(x) for x in arrays), validation=arrays)
         assert again.history.loss == trainer.history.loss

@@ -89,7 +89,8 @@ def read_state(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """
     name = os.fspath(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy does not close a file that it finds truncated.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         manifest = json.loads(arrays.pop(_MANIFEST).tobytes())
         claimed = manifest.pop("sha256")

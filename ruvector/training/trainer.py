@@ -209,7 +209,8 @@ class Trainer(Resumable):
             if progress
             else nullcontext(lambda steps: None) as advance,
         ):
-            advance(self._run.step)
+            if self._run.step:
+                advance(self._run.step)
             if held_out is not None and not self._run.step:
                 self._check(held_out)
             while self._run.step < total and not self._run.stopped:
