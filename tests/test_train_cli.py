@@ -92,7 +92,10 @@ class TestTrain:
             (["--rank", 3, "--dim-out", 7], "LinearAdapter(12, 7, rank=3)"),
             (["--separate"], "PairEncoder(LinearAdapter(12, 12), LinearAdapter(12, 12))"),
             (["--mine", "semi_hard", "--num-negatives", 3], "LinearAdapter(12, 12)"),
-            (["--gradient-clip", 0.1, "--warmup-steps", 2, "--seed", 3], "LinearAdapter(12, 12)"),
+            (
+                ["--gradient-clip", 0.1, "--warmup-steps", 2, "--seed", 3],
+                "LinearAdapter(12, 12)",
+            ),
         ],
     )
     def test_options(self, folder, options, expected):
@@ -102,7 +105,9 @@ class TestTrain:
         positives = pairs(60)[1][:, :5]
         folder.save("narrow", positives)
         folder.save("pool", pairs(40, seed=4)[1][:, :5])
-        adapter = folder.train("--separate", "--dim-out", 6, positives="narrow", negatives="pool")
+        adapter = folder.train(
+            "--separate", "--dim-out", 6, positives="narrow", negatives="pool"
+        )
         assert repr(adapter) == "PairEncoder(LinearAdapter(12, 6), LinearAdapter(5, 6))"
 
     def test_same_seed_same_file(self, folder):
@@ -161,8 +166,16 @@ class TestBadInput:
         ("options", "files", "message"),
         [
             ([], {"anchors": "/no/a.npy"}, "--anchors /no/a.npy: No such file or directory"),
-            ([], {"positives": "va"}, "--positives .*: must fit --anchors of shape .60, 12., got"),
-            ([], {"validation_anchors": "va"}, "--validation-anchors and --validation-positives"),
+            (
+                [],
+                {"positives": "va"},
+                "--positives .*: must fit --anchors of shape .60, 12., got",
+            ),
+            (
+                [],
+                {"validation_anchors": "va"},
+                "--validation-anchors and --validation-positives",
+            ),
             (["--resume"], {}, "--resume needs --checkpoint-dir"),
             (["--patience", 2], {}, "--patience needs --validation-anchors"),
             (["--rank", 13], {}, "rank must be at most 12, got 13"),

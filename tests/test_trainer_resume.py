@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-
 import zipfile
 from pathlib import Path
 
@@ -182,9 +181,7 @@ class TestResume:
         )
         with pytest.raises(CheckpointError, match="does not fit the model"):
             other.load_checkpoint(tmp_path / "checkpoint.npz")
-        np.testing.assert_array_equal(
-            other.model.parameters()["weight"], np.eye(DIM + 1, DIM)
-        )
+        np.testing.assert_array_equal(other.model.parameters()["weight"], np.eye(DIM + 1, DIM))
 
     def test_other_pairs(self, tmp_path):
         full_trainer(tmp_path).fit(*pairs(), validation=pairs(9))
@@ -196,9 +193,7 @@ class TestResume:
             trainer.fit(
                 anchors, positives, negatives=positives, validation=pairs(9), resume=True
             )
-        np.testing.assert_array_equal(
-            trainer.model.anchors.parameters()["weight"], np.eye(DIM)
-        )
+        np.testing.assert_array_equal(trainer.model.anchors.parameters()["weight"], np.eye(DIM))
 
 
 class TestStopped:
@@ -213,7 +208,7 @@ class TestStopped:
             return take(first, second, *rest)
 
         trainer._stepper.take = poisoned
-        with pytest.raises(NonFiniteError, match="^step 8: the loss is nan"):
+        with pytest.raises(NonFiniteError, match=r"^step 8: the loss is nan"):
             trainer.fit(anchors, positives, validation=pairs(9))
         saved = full_trainer(tmp_path)
         saved.load_checkpoint(tmp_path / "checkpoint.npz")
@@ -390,7 +385,9 @@ class TestFiles:
         with pytest.raises(CheckpointError, match="has format 2, this version reads up to 1"):
             read_state(path, "test")
 
-    @pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04K\x01.", b"PK\x05\x06" + bytes(18)])
+    @pytest.mark.parametrize(
+        "content", [b"", b"text", b"\x80\x04K\x01.", b"PK\x05\x06" + bytes(18)]
+    )
     def test_other_files(self, tmp_path, content):
         path = tmp_path / "state.npz"
         path.write_bytes(content)

@@ -219,11 +219,17 @@ class TestMemoryEncoder:
             MemoryEncoder("dot-product", np.ones((2, 4)), np.ones((2, 4)))
         with pytest.raises(DimensionMismatchError, match=r"keys must have shape \(n, 4\)"):
             MemoryEncoder(attention, np.ones((2, 3)), np.ones((2, 3)))
-        with pytest.raises(DimensionMismatchError, match=r"values must have shape \(2, dim_v\)"):
+        with pytest.raises(
+            DimensionMismatchError, match=r"values must have shape \(2, dim_v\)"
+        ):
             MemoryEncoder(attention, np.ones((2, 4)), np.ones((3, 4)))
         with pytest.raises(InvalidConfigError, match="nothing to learn"):
             MemoryEncoder(
-                attention, np.ones((2, 4)), np.ones((2, 4)), learn_keys=False, learn_values=False
+                attention,
+                np.ones((2, 4)),
+                np.ones((2, 4)),
+                learn_keys=False,
+                learn_values=False,
             )
 
 

@@ -36,7 +36,7 @@ def full_trainer(folder=None, *, pair=True, strategy="distance_weighted", **conf
         "num_epochs": 4,
         "learning_rate": 0.02,
         "gradient_clip": 0.5,
-        "num_negatives": 3,
+        "mine_every": 2,
         "patience": 50,
         "checkpoint_dir": folder,
         "checkpoint_every": 2,

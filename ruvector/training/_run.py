@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .._arrays import Array
 from .history import History
 
@@ -27,8 +30,8 @@ class Run:
         Evaluations since then.
     stopped : bool
         Whether patience ended the run.
-    epoch_state : dict or None
-        The model at the beginning of the epoch, by which its negatives are mined.
+    mined : ndarray of int64, shape (n, k), or None
+        Negatives of every anchor, which hold for some epochs.
     """
 
     step: int = 0
@@ -37,7 +40,7 @@ class Run:
     best_state: dict[str, Array] | None = None
     stale: int = 0
     stopped: bool = False
-    epoch_state: dict[str, Array] | None = None
+    mined: NDArray[np.int64] | None = None
 
     def evaluated(self, score: float, state: dict[str, Array] | None) -> None:
         """Take note of an evaluation, and of the model if it is the best so far."""

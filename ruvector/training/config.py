@@ -42,6 +42,8 @@ class TrainerConfig:
         Steps between two checkpoints, beside the one at the end of every epoch.
     num_negatives : int, default 10
         Negatives to mine for each anchor, or to draw for a batch, where no curriculum tells.
+    mine_every : int, default 1
+        Epochs for which mined negatives hold.
     in_batch_negatives : bool, default True
         Whether the other positives of a batch are negatives, beside those that are given or
         mined.
@@ -72,11 +74,12 @@ class TrainerConfig:
     checkpoint_dir: str | os.PathLike[str] | None = None
     checkpoint_every: int | None = None
     num_negatives: int = 10
+    mine_every: int = 1
     in_batch_negatives: bool = True
     recall_at: tuple[int, ...] = (1, 5)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_epochs", "eval_every", "num_negatives"):
+        for name in ("batch_size", "num_epochs", "eval_every", "num_negatives", "mine_every"):
             self._set(name, integer(getattr(self, name), name, 1))
         for name in ("warmup_steps", "seed"):
             self._set(name, integer(getattr(self, name), name, 0))

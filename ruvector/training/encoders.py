@@ -87,8 +87,8 @@ class MemoryEncoder(_OwnState):
 
     Notes
     -----
-    Parameters are ``keys``, ``values`` and, with ``attention.`` before their names, those of the
-    mechanism. :meth:`backward` computes the output again, in the memory of a tile.
+    Parameters are ``keys``, ``values`` and, with ``attention.`` before their names, those of
+    the mechanism. :meth:`backward` computes the output again, in the memory of a tile.
 
     Examples
     --------

@@ -51,7 +51,7 @@ class Trainer(Resumable):
         difficulty; the others are drawn), and the temperature where no schedule does.
     miner : HardNegativeMiner, optional
         Chooses negatives for each anchor, among those given to :meth:`fit` or else among all
-        positives, as the model encoded them when the epoch began.
+        positives, as the model encodes them when an epoch begins.
     config : TrainerConfig, optional
 
     Raises
@@ -201,8 +201,6 @@ class Trainer(Resumable):
         self._order = None
         per_epoch = -(-len(pairs) // self.config.batch_size)
         total = per_epoch * self.config.num_epochs
-        if source.mines and self._run.step % per_epoch:
-            self._mine_as_before(source)
         with (
             DeferredInterrupt() as interrupt,
             reported(total, "train", "steps")
@@ -217,7 +215,8 @@ class Trainer(Resumable):
                 self._fit_step(pairs, source, per_epoch)
                 epoch, within = divmod(self._run.step, per_epoch)
                 if not within:
-                    self._run.epoch_state = None
+                    if epoch % self.config.mine_every == 0:
+                        self._run.mined = None
                     if held_out is not None and epoch % self.config.eval_every == 0:
                         self._check(held_out)
                 saved = self._save_when_due(not within)
@@ -302,27 +301,20 @@ class Trainer(Resumable):
             metrics[f"best_recall@{self.config.recall_at[0]}"] = self._run.best
         return metrics
 
-    def _mine_as_before(self, source: Negatives) -> None:
-        """Encode candidates as they were encoded when the epoch began."""
-        assert self._run.epoch_state is not None
-        now = self.model.state_dict()
-        self.model.load_state_dict(self._run.epoch_state)
-        source.refresh(self._joint)
-        self.model.load_state_dict(now)
-
     def _fit_step(self, pairs: Pairs, source: Negatives, per_epoch: int) -> None:
         step = self._run.step
         epoch, within = divmod(step, per_epoch)
-        if not within and source.mines:
-            self._run.epoch_state = self.model.state_dict()
-            source.refresh(self._joint)
+        window = self.config.mine_every * per_epoch
+        if source.mines and step % window == 0:
+            plans = (self._plan.at(later) for later in range(step, step + window))
+            self._run.mined = source.mine(self._joint, plans)
         if self._order is None or self._order[0] != epoch:
             rng = np.random.default_rng([self.config.seed, 0, epoch])
             self._order = epoch, rng.permutation(len(pairs))
         start = within * self.config.batch_size
         rows = self._order[1][start : start + self.config.batch_size]
         settings = self._plan.at(step)
-        chosen = source.choose(step, rows, settings.num_negatives, settings.difficulty)
+        chosen = source.choose(step, rows, settings, self._run.mined)
         self._step_on(pairs, rows, chosen, settings)
 
     def _step_on(
