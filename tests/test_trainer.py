@@ -539,7 +539,7 @@ class TestFit:
         assert capsys.readouterr().err == ""
         trainer.fit(*pairs(), validation=pairs(9), progress="auto")
         lines = capsys.readouterr().err.splitlines()
-        assert lines[0] == "train: 1 of 20 steps (5%)"
+        assert re.fullmatch(r"train: 1 of 20 steps \(5%\), loss \d\.\d+", lines[0])
         with pytest.raises(InvalidConfigError, match="progress must be 'auto', True or False"):
             trainer.fit(*pairs(), progress="loud")
 

@@ -14,6 +14,8 @@ from ruvector.training import (
     Model,
     PairEncoder,
     PairModel,
+    Trainer,
+    TrainerConfig,
 )
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -253,6 +255,13 @@ class TestGraphEncoder:
 
     def test_gradients_with_repeated_nodes(self, encoder):
         check_gradients(encoder, [3, 0, 3, 5])
+
+    def test_learns_neighbours(self, encoder):
+        trainer = Trainer(
+            encoder, config=TrainerConfig(batch_size=3, num_epochs=40, learning_rate=0.02)
+        )
+        history = trainer.fit(np.arange(6), np.array([1, 2, 3, 4, 0, 3]))
+        assert np.mean(history.loss[-4:]) < 0.5 * np.mean(history.loss[:4])
 
     def test_bad_input(self, encoder):
         with pytest.raises(InvalidConfigError, match="x must be from 0 to 5, got 1 to 6"):

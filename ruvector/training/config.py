@@ -12,7 +12,7 @@ from ..errors import InvalidConfigError
 __all__ = ["TrainerConfig"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TrainerConfig:
     """The settings of a :class:`Trainer`.
 

@@ -205,7 +205,7 @@ class Trainer(Resumable):
             DeferredInterrupt() as interrupt,
             reported(total, "train", "steps")
             if progress
-            else nullcontext(lambda steps: None) as advance,
+            else nullcontext(lambda *_: None) as advance,
         ):
             if self._run.step:
                 advance(self._run.step)
@@ -220,11 +220,13 @@ class Trainer(Resumable):
                     if held_out is not None and epoch % self.config.eval_every == 0:
                         self._check(held_out)
                 saved = self._save_when_due(not within)
-                advance(1)
+                advance(1, f"loss {self._run.history.loss[-1]:.4g}")
                 if interrupt.requested:
                     if not saved:
                         self._save_in_folder()
                     raise KeyboardInterrupt
+        if interrupt.requested:
+            raise KeyboardInterrupt
         if self._run.best_state is not None:
             self.model.load_state_dict(self._run.best_state)
         return self._run.history
