@@ -215,6 +215,24 @@ class TestStopped:
         assert saved.step == 6
         assert np.isfinite(saved.model.anchors.parameters()["weight"]).all()
 
+    def test_parameters_that_overflow_are_not_saved(self, tmp_path):
+        config = TrainerConfig(batch_size=96, num_epochs=3, checkpoint_dir=tmp_path)
+        trainer = Trainer(LinearAdapter(DIM, DIM), optimizer=SGDOptimizer(0.1), config=config)
+        take = trainer._stepper.take
+
+        def wild(*arguments):
+            if arguments[-1] == 2:
+                trainer.optimizer.learning_rate = 1e300
+            return take(*arguments)
+
+        trainer._stepper.take = wild
+        with pytest.raises(NonFiniteError, match=r"^step 2: weight is not finite any more"):
+            trainer.fit(*pairs())
+        saved = Trainer(LinearAdapter(DIM, DIM), optimizer=SGDOptimizer(0.1), config=config)
+        saved.load_checkpoint(tmp_path / "checkpoint.npz")
+        assert saved.step == 1
+        assert np.isfinite(saved.model.parameters()["weight"]).all()
+
     @pytest.mark.skipif(os.name != "posix", reason="signals")
     def test_ctrl_c_saves_and_raises(self, tmp_path):
         whole = full_trainer()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, InvalidConfigError
+from ..errors import CheckpointError, InvalidConfigError, NonFiniteError
 from ._pairs import Pairs
 from ._run import Run
 from .checkpoints import read_state, write_state
@@ -129,6 +129,11 @@ class Resumable:
     def _save_in_folder(self) -> None:
         path = self._path()
         if path is not None:
+            for name, array in self.model.parameters().items():
+                if not np.isfinite(array).all():
+                    raise NonFiniteError(
+                        f"step {self._run.step}: {name} is not finite any more"
+                    )
             os.makedirs(os.path.dirname(path), exist_ok=True)
             self.save_checkpoint(path)
 
