@@ -7,6 +7,10 @@ they rank the memories, say how sure the recall is, and blend what was recalled.
 
 The same formula is computed in NumPy beside it, for the result and for the time. Exits with
 status 1 if the two disagree.
+
+Then the memory learns which body belongs to which sentence: two linear maps, one for questions
+and one for memories, are trained on 80 % of the docstrings, and the recall on the other 20 %,
+ranked among themselves, is shown before and after.
 """
 
 from __future__ import annotations
@@ -21,11 +25,27 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import ruvector
+from ruvector.training import (
+    AdamWOptimizer,
+    CurriculumScheduler,
+    CurriculumStage,
+    HardNegativeMiner,
+    InfoNCELoss,
+    LearningRateScheduler,
+    LinearAdapter,
+    PairEncoder,
+    Trainer,
+    TrainerConfig,
+)
 
 DATA = Path(__file__).parent / "data" / "stdlib_memory.npz"
 NAMED = ["statistics.median", "textwrap.dedent", "functools.lru_cache", "shutil.copytree"]
 TOLERANCE = 1e-5
 SAMPLE = 200
+BATCH = 128
+RATE = 4e-4
+# From easy to hard, a third each: name, temperature, mined negatives of each anchor.
+STAGES = [("easy", 0.15, 1), ("medium", 0.1, 1), ("hard", 0.07, 2)]
 
 
 def numpy_attention(query, keys, values, scale):
@@ -107,6 +127,51 @@ def show_times(attention, queries, memory, rounds):
         print(f"  {label:<22}{ours:>10.1f}{theirs:>10.1f}{theirs / ours:>17.2f}")
 
 
+def make_trainer(dim, pairs, epochs, seed):
+    """Return a trainer of two maps, with mined negatives and a curriculum."""
+    steps = epochs * -(-pairs // BATCH)
+    duration = -(-steps // len(STAGES))
+    return Trainer(
+        PairEncoder(LinearAdapter(dim, dim), LinearAdapter(dim, dim)),
+        InfoNCELoss(),
+        AdamWOptimizer(RATE),
+        lr_schedule=LearningRateScheduler(RATE, 0, steps),
+        curriculum=CurriculumScheduler(
+            CurriculumStage(name, 1.0, duration, temperature, count)
+            for name, temperature, count in STAGES
+        ),
+        miner=HardNegativeMiner("hard"),
+        config=TrainerConfig(
+            batch_size=BATCH, num_epochs=epochs, seed=seed, mine_every=3, eval_every=3
+        ),
+    )
+
+
+def train(queries, memory, epochs, seed, curve=None):
+    """Train on 80 %, print the recall on the rest before and after, and return it."""
+    order = np.random.default_rng(0).permutation(len(queries))
+    held_out, trained_on = np.split(order, [round(len(order) / 5)])
+    validation = queries[held_out], memory[held_out]
+    trainer = make_trainer(memory.shape[1], len(trained_on), epochs, seed)
+    before = trainer.evaluate(*validation)
+    start = time.perf_counter()
+    history = trainer.fit(
+        queries[trained_on], memory[trained_on], validation=validation if curve else None
+    )
+    seconds = time.perf_counter() - start
+    after = trainer.evaluate(*validation)
+    print(
+        f"\ntrained on {len(trained_on)} pairs: {len(history)} steps, {seconds:.1f} s\n"
+        f"{f'on the other {len(held_out)}':<24}{'before':>10}{'after':>10}"
+    )
+    for name, value in before.items():
+        print(f"  {name:<22}{value:>10.2f}{after[name]:>10.2f}")
+    if curve:
+        history.plot(curve)
+        print(f"wrote {curve}")
+    return before, after
+
+
 def parse(argv):
     """Read the command line and the data it names."""
     parser = argparse.ArgumentParser(
@@ -125,12 +190,17 @@ def parse(argv):
         "--threads", type=int, default=ruvector.get_num_threads(), help="for both sides"
     )
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of each timing")
+    parser.add_argument("--epochs", type=int, default=24, help="of the training; 0 for none")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the training")
+    parser.add_argument(
+        "--plot", type=Path, metavar="CURVE.png", help="draw the training (needs matplotlib)"
+    )
     options = parser.parse_args(argv)
     if not options.temperature > 0:
         parser.error(f"--temperature must be positive, got {options.temperature}")
-    for name in ("top", "threads", "rounds"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    for name, least in (("top", 1), ("threads", 1), ("rounds", 1), ("epochs", 0), ("seed", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
     try:
         with np.load(options.data) as data:
             names = data["names"].tolist()
@@ -146,7 +216,7 @@ def parse(argv):
 
 
 def main(argv=None):
-    """Recall, show, compare and time; return the exit status."""
+    """Recall, show, compare, time and train; return the exit status."""
     options, names, queries, memory = parse(argv)
     info = ruvector.info()
     isa = f", {info['isa']}" if info["isa"] else ""
@@ -163,6 +233,8 @@ def main(argv=None):
         show_hits(names, options.show, indices, weights)
         agree = check_agreement(attention, queries, memory, indices, weights)
         show_times(attention, queries, memory, options.rounds)
+        if options.epochs:
+            train(queries, memory, options.epochs, options.seed, options.plot)
     return 0 if agree else 1
 
 

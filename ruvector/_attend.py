@@ -7,10 +7,8 @@ complete.
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from ._attend_edges import block_features, load_edge_featured
 from ._attend_linear import LINEAR_FIELDS, linear_blocks, load_linear
 from ._attend_moe import load_mixture
 from ._attend_rope import ROPE_FIELDS, attend_graph_rope, block_positions
+from ._files import atomic_file, open_array
 from ._progress import progress
 from .attention import (
     DotProductAttention,
@@ -32,7 +31,6 @@ from .errors import (
     EmptyInputError,
     InvalidConfigError,
     InvalidMaskError,
-    RuvectorError,
 )
 from .functional import scaled_dot_product_attention
 
@@ -72,8 +70,6 @@ _NAMES = tuple(
 _BLOCK_WORK = 2**31
 _BLOCK_ELEMENTS = 2**22
 _MIN_BLOCK = 64
-
-_FLOATS = ("f2", "f4", "f8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +149,10 @@ def attend_files(job: Job) -> str:
     OSError
         If a file cannot be read or written.
     """
-    query = _open(job.query, "--query")
-    keys = _open(job.keys, "--keys")
-    values = _open(job.values, "--values")
-    mask = None if job.mask is None else _open(job.mask, "--mask")
+    query = open_array(job.query, "--query")
+    keys = open_array(job.keys, "--keys")
+    values = open_array(job.values, "--values")
+    mask = None if job.mask is None else open_array(job.mask, "--mask")
     _check(job, query, keys, values, mask)
     common = np.result_type(*(_working_dtype(array) for array in (query, keys, values)))
     keys, values = _prepared(keys, common), _prepared(values, common)
@@ -168,7 +164,7 @@ def attend_files(job: Job) -> str:
     shape = (*query.shape[:-1], width)
     rows = int(np.prod(query.shape[:-1]))
     with (
-        _atomic_file(job.output) as file,
+        atomic_file(job.output, "--output") as file,
         progress(rows, "attend", "queries") as advance,
     ):
         np.lib.format.write_array_header_1_0(
@@ -256,7 +252,7 @@ def _rows(
     elif job.kind == "edge-featured":
         features = None
         if job.edge_features is not None:
-            features = _open(job.edge_features, "--edge-features")
+            features = open_array(job.edge_features, "--edge-features")
             stop = start + len(np.atleast_2d(query))
             features = block_features(features, len(keys), start, stop, total)
             features = features[0] if query.ndim == 1 and features.ndim == 3 else features
@@ -266,11 +262,11 @@ def _rows(
         queries = places = None
         if job.query_positions is not None:
             stop = start + len(np.atleast_2d(query))
-            queries = _open(job.query_positions, "--query-positions")
+            queries = open_array(job.query_positions, "--query-positions")
             queries = block_positions(queries, start, stop, total)
             queries = queries.reshape(()) if query.ndim == 1 else queries
         if job.key_positions is not None:
-            places = _open(job.key_positions, "--key-positions")
+            places = open_array(job.key_positions, "--key-positions")
         config = RoPEConfig(dim, num_heads=job.heads or 1, **job.given(*ROPE_FIELDS))
         out = attend_graph_rope(config, (query, keys, values), mask, queries, places)
     else:
@@ -310,20 +306,6 @@ def _flash(
 def _split_heads(array: NDArray[Any], heads: int) -> NDArray[Any]:
     rows, width = array.shape
     return array.reshape(rows, heads, width // heads).swapaxes(0, 1)
-
-
-def _open(path: str, option: str) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except (ValueError, SyntaxError, EOFError) as error:
-        reason = f"not a usable .npy file ({error})"
-    else:
-        if array.dtype.kind in "biu" or array.dtype.newbyteorder("=").str[1:] in _FLOATS:
-            return np.asarray(array)
-        reason = f"dtype {array.dtype} is not supported (float16, float32, float64 or integer)"
-    raise RuvectorError(f"{option} {path}: {reason}")
 
 
 def _check(
@@ -387,28 +369,3 @@ def _prepared(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if array.dtype == dtype and array.strides[-1] == dtype.itemsize:
         return array
     return np.ascontiguousarray(array, dtype=dtype)
-
-
-@contextmanager
-def _atomic_file(path: str) -> Iterator[BinaryIO]:
-    """Open a file that takes the name ``path`` when the block ends well, else vanishes."""
-    # A symbolic link keeps pointing where it points, and /dev/null stays a device.
-    path = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise RuvectorError(f"--output {path}: is not a regular file")
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-    try:
-        file = open(temporary, "xb")  # noqa: SIM115
-    except OSError as error:
-        raise RuvectorError(f"--output {path}: {error.strerror}") from None
-    with file:
-        try:
-            yield file
-            file.close()
-            os.replace(temporary, path)
-        except BaseException:
-            file.close()
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise

@@ -19,7 +19,7 @@ INTERVAL = 10.0
 
 
 @contextmanager
-def progress(total: int, label: str, unit: str) -> Iterator[Callable[[int], object]]:
+def progress(total: int, label: str, unit: str) -> Iterator[Callable[..., object]]:
     """Report how much of some work is done, once it turns out to be long.
 
     Parameters
@@ -32,7 +32,8 @@ def progress(total: int, label: str, unit: str) -> Iterator[Callable[[int], obje
     Yields
     ------
     callable
-        To be called with the amount of work done since its last call.
+        To be called with the amount of work done since its last call, and maybe with a note
+        to be shown beside it.
     """
     if sys.stderr.isatty():
         try:
@@ -41,18 +42,24 @@ def progress(total: int, label: str, unit: str) -> Iterator[Callable[[int], obje
             pass
         else:
             with tqdm(total=total, desc=label, unit=unit, delay=DELAY, leave=False) as bar:
-                yield bar.update
+
+                def shown(step: int, note: str = "") -> None:
+                    bar.set_postfix_str(note, refresh=False)
+                    bar.update(step)
+
+                yield shown
             return
     done = 0
     due = time.monotonic() + DELAY
 
-    def update(step: int) -> None:
+    def update(step: int, note: str = "") -> None:
         nonlocal done, due
         done += step
         if time.monotonic() >= due and done < total:
             due = time.monotonic() + INTERVAL
             print(
-                f"{label}: {done} of {total} {unit} ({done / total:.0%})",
+                f"{label}: {done} of {total} {unit} ({done / total:.0%})"
+                + (f", {note}" if note else ""),
                 file=sys.stderr,
                 flush=True,
             )

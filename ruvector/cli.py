@@ -1,4 +1,4 @@
-"""The command line: ``ruvector info``, ``ruvector selftest``, ``ruvector attend``."""
+"""The command line: ``ruvector info``, ``selftest``, ``attend``, ``train``, ``encode``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._attend import KINDS, Job, attend_files
 from ._config import info, version
+from ._train_cli import add_commands
 from .errors import RuvectorError
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("-o", "--output", required=True, metavar="OUT.npy")
     command.set_defaults(run=_attend)
+    add_commands(commands)
     return parser
 
 

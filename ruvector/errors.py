@@ -1,22 +1,29 @@
 """The exceptions that ruvector raises on bad input.
 
-Each derives from :class:`RuvectorError` and, but for the verdict of ``gradcheck``, from
-:class:`ValueError`, so code that catches ``ValueError`` keeps working. Input of a wrong
-*type* (complex, object, string) raises the built-in :class:`TypeError`.
+Each derives from :class:`RuvectorError` and, but for the verdict of ``gradcheck`` and
+:class:`NonFiniteError`, from :class:`ValueError`, so code that catches ``ValueError`` keeps
+working. Input of a wrong *type* (complex, object, string) raises the built-in
+:class:`TypeError`.
 """
 
 __all__ = [
+    "CheckpointError",
     "DimensionMismatchError",
     "EmptyInputError",
     "GradientCheckError",
     "InvalidConfigError",
     "InvalidMaskError",
+    "NonFiniteError",
     "RuvectorError",
 ]
 
 
 class RuvectorError(Exception):
     """Base class of every error that ruvector raises on purpose."""
+
+
+class CheckpointError(RuvectorError, ValueError):
+    """A saved model or checkpoint is damaged, or belongs to something else."""
 
 
 class DimensionMismatchError(RuvectorError, ValueError):
@@ -37,3 +44,7 @@ class InvalidConfigError(RuvectorError, ValueError):
 
 class InvalidMaskError(RuvectorError, ValueError):
     """A mask has a dtype or a shape that the mechanism cannot take."""
+
+
+class NonFiniteError(RuvectorError, ArithmeticError):
+    """A loss or a gradient became NaN or infinite."""

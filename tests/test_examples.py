@@ -33,10 +33,14 @@ class TestMemoryRecall:
         assert "they agree" in output
         times = re.findall(r"(?:at a time|at once) +([\d.]+) +([\d.]+) +([\d.]+)\n", output)
         assert len(times) == 2
+        assert re.search(
+            r"recall@1 +0\.51 +0\.(?:59|60|61)\n +recall@5 +0\.76 +0\.8[45]\n", output
+        )
         assert all(float(number) > 0 for row in times for number in row)
 
     def test_options(self, memory_recall, capsys):
         arguments = "--top 2 --temperature 0.5 --show json.loads --threads 1 --rounds 1"
+        arguments += " --epochs 0"
         assert memory_recall.main(arguments.split()) == 0
         output = capsys.readouterr().out
         assert "recall@1: 0.33\nrecall@2: 0.4" in output
@@ -45,6 +49,14 @@ class TestMemoryRecall:
         assert len(rows) == 2
         assert rows[0].startswith("json.loads ")
 
+    def test_plot(self, memory_recall, capsys, tmp_path):
+        pytest.importorskip("matplotlib")
+        curve = tmp_path / "curve.png"
+        arguments = ["--rounds", "1", "--epochs", "2", "--plot", str(curve)]
+        assert memory_recall.main(arguments) == 0
+        assert curve.read_bytes().startswith(b"\x89PNG")
+        assert f"wrote {curve}" in capsys.readouterr().out
+
     def test_disagreement_fails(self, memory_recall, monkeypatch, capsys):
         formula = memory_recall.numpy_attention
 
@@ -52,7 +64,7 @@ class TestMemoryRecall:
             return formula(query, keys, values, 1.01 * scale)
 
         monkeypatch.setattr(memory_recall, "numpy_attention", wrong)
-        assert memory_recall.main(["--rounds", "1"]) == 1
+        assert memory_recall.main(["--rounds", "1", "--epochs", "0"]) == 1
         assert "DISAGREE" in capsys.readouterr().out
 
 
@@ -60,6 +72,7 @@ class TestMemoryRecall:
     ("arguments", "message"),
     [
         ("--temperature 0", "--temperature must be positive"),
+        ("--epochs -1", "--epochs must be at least 0"),
         ("--top 0", "--top must be at least 1"),
         ("--show no.such", "--show no.such: there is no docstring of that name"),
         ("--data missing.npz", "--data missing.npz: "),
@@ -73,7 +86,7 @@ def test_memory_recall_bad_input(memory_recall, capsys, arguments, message):
 
 
 def test_memory_recall_runs_as_a_script(tmp_path):
-    script = [sys.executable, EXAMPLES / "memory_recall.py", "--rounds", "1"]
+    script = [sys.executable, EXAMPLES / "memory_recall.py", "--rounds", "1", "--epochs", "1"]
     result = subprocess.run(
         script, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,43 @@ class HardNegativeMiner:
         positives = rows(second, dtype).reshape(len(anchors), -1, pool.shape[1])
         found = self._mine(anchors, positives, chosen, k, {"anchor": first, "candidates": pool})
         return found[0][found[0] >= 0] if single else found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the random strategies stand.
+
+        Returns
+        -------
+        dict
+            ``rng``, the state of the generator, of plain numbers and strings.
+        """
+        return {"rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was called.
+
+        Parameters
+        ----------
+        state : mapping
+            What it returned, of a miner with the same kind of generator.
+
+        Raises
+        ------
+        InvalidConfigError
+            If it is something else.
+
+        Examples
+        --------
+        >>> from ruvector.training import HardNegativeMiner
+        >>> miner, other = HardNegativeMiner("random", seed=1), HardNegativeMiner("random")
+        >>> other.load_state_dict(miner.state_dict())
+        >>> arguments = [1.0], [2.0], [[float(i)] for i in range(9)], 3
+        >>> bool((miner.mine(*arguments) == other.mine(*arguments)).all())
+        True
+        """
+        try:
+            self._rng.bit_generator.state = state["rng"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidConfigError(f"state must be that of a miner ({error})") from error
 
     def _mine(
         self,
