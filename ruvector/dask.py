@@ -23,13 +23,14 @@ except ImportError as error:
 from . import _mapped
 from ._arrays import Array, compute_dtype
 from ._checks import integer
+from ._dask_trainer import Trainer
 from ._options import Window, checked_sides
 from ._shard_tasks import checked_upstream, cut_mask, summed
 from ._shards import Plan, Upstream, make_plan, merge_tree
 from .attention import Attention
 from .errors import DimensionMismatchError, EmptyInputError, InvalidConfigError
 
-__all__ = ["Gradients", "attention", "attention_backward", "map_npy"]
+__all__ = ["Gradients", "Trainer", "attention", "attention_backward", "map_npy"]
 
 DaskArray = Any
 
