@@ -6,7 +6,15 @@ Compiled kernels do the work where they are installed, their NumPy twins elsewhe
 """
 
 from . import graph
-from ._config import backend, get_num_threads, info, num_threads, set_num_threads, version
+from ._config import (
+    backend,
+    get_include,
+    get_num_threads,
+    info,
+    num_threads,
+    set_num_threads,
+    version,
+)
 from ._gradcheck import gradcheck
 from ._version import __version__
 from .attention import (
@@ -89,6 +97,7 @@ __all__ = [
     "backend",
     "batch_normalize",
     "cosine_similarity",
+    "get_include",
     "get_num_threads",
     "gradcheck",
     "graph",
