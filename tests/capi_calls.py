@@ -81,11 +81,13 @@ def api():
 
 
 def dtype_of(array):
-    return C[{"float32": "F32", "float64": "F64", "float16": "F16"}.get(array.dtype.name, "BF16")]
+    return C[
+        {"float32": "F32", "float64": "F64", "float16": "F16"}.get(array.dtype.name, "BF16")
+    ]
 
 
 def attention_args(query, key, value, out, lse=None, mask=None, bias=None, **options):
-    """Return the arguments of a call over (B, H, L, D) arrays of any strides, and the arrays."""
+    """Return the arguments of a call over (B, H, L, D) arrays of any strides."""
     args = Attention(size=ctypes.sizeof(Attention), threads=1, window_left=-1, window_right=-1)
     args.dtype = dtype_of(query)
     args.batch, args.heads, args.queries, args.dim = query.shape

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capi_calls import HEADER, STATUSES, Attention, C, Merge, api, attention_args, merge_args
 from isolated import output, python
 
 import ruvector
 from ruvector import _kernels
-
-from capi_calls import HEADER, STATUSES, Attention, C, Merge, api, attention_args, merge_args
 
 NATIVE = any(name == "native" for name, _ in _kernels.available())
 needs_native = pytest.mark.skipif(not NATIVE, reason="no compiled kernels here")
@@ -197,6 +196,15 @@ class TestValues:
         assert api().merge(ctypes.byref(merge_args(outputs, lses, out, lse))) == C["OK"]
         expected = ruvector.merge_states(outputs, lses)
         self._close((out, lse), expected)
+
+    def test_merge_in_place(self):
+        rng = np.random.default_rng(8)
+        outputs = rng.standard_normal((3, 5, 17), dtype=np.float32)
+        lses = rng.standard_normal((3, 5), dtype=np.float32)
+        expected = ruvector.merge_states(outputs, lses)
+        args = merge_args(outputs, lses, outputs[0], lses[0])
+        assert api().merge(ctypes.byref(args)) == C["OK"]
+        self._close((outputs[0], lses[0]), expected)
 
     def test_isa(self, backend):
         expected = backend[1] or _kernels.available()[-1][1]

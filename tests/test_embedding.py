@@ -7,6 +7,7 @@ examples are copied out of the checkout, which nothing there can see.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,20 +88,20 @@ class TestHeaders:
         succeed(compiler(program), f"-std={standard}", *STRICT, *include, source, cwd=tmp_path)
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """Python of an environment with the wheel, Cython and setuptools, and a folder for it."""
-    folder = tmp_path_factory.mktemp("embedding")
+@pytest.fixture
+def installed(tmp_path):
+    """An environment with the wheel, Cython and setuptools: its Python, and the wheel."""
     compiler("cc")
-    succeed(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
-    python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    compiler("c++")
+    succeed(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
     tools = ("setuptools>=77", "cython>=3.1", "numpy", "threadpoolctl")
-    done = run(*pip, "install", *tools, cwd=folder)
+    done = run(*pip, "install", *tools, cwd=tmp_path)
     if done.returncode:
         pytest.skip(f"the package index cannot be reached: {done.stderr[-200:]}")
 
-    tree = folder / "tree"
+    tree = tmp_path / "tree"
     tree.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE-MIT", "LICENSE-APACHE"):
         shutil.copy2(ROOT / name, tree)
@@ -109,24 +110,23 @@ def installed(tmp_path_factory):
             shutil.copytree(ROOT / name, tree / name)
     succeed(
         *pip,
-        *("wheel", "--no-deps", "--no-build-isolation", "-w", folder, tree),
-        cwd=folder,
+        *("wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tree),
+        cwd=tmp_path,
         RUVECTOR_REQUIRE_EXTENSIONS="1",
     )
     shutil.rmtree(tree)
-    (wheel,) = folder.glob("ruvector-*.whl")
-    succeed(*pip, "install", wheel, cwd=folder)
-    where = succeed(python, "-c", "import ruvector; print(ruvector.__file__)", cwd=folder)
-    assert Path(where.strip()).is_relative_to(folder / "venv")
-    return python, folder, wheel
+    (wheel,) = tmp_path.glob("ruvector-*.whl")
+    succeed(*pip, "install", wheel, cwd=tmp_path)
+    where = succeed(python, "-c", "import ruvector; print(ruvector.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(tmp_path / "venv")
+    return python, wheel
 
 
-def build(installed, name, example, edit=None):
-    """Copy an example, edit its C file, build it in a folder of its own."""
-    python, folder, _ = installed
-    project, target = folder / name, folder / f"{name}-built"
+def build(python, folder, example, *edit):
+    """Copy an example into a folder, edit its C file, build it; returns where it is."""
+    project, target = folder / "project", folder / "built"
     shutil.copytree(EXAMPLES / example, project, ignore=shutil.ignore_patterns("build"))
-    if edit is not None:
+    if edit:
         source = project / "embed_c.c"
         before = source.read_text(encoding="utf-8")
         after = before.replace(*edit)
@@ -134,74 +134,68 @@ def build(installed, name, example, edit=None):
         source.write_text(after, encoding="utf-8")
     install = ("install", "--no-build-isolation", "--no-deps", "--target", target, project)
     succeed(python, "-m", "pip", "--quiet", *install, cwd=folder)
-    shutil.copy(project / "check.py", target)
+    shutil.move(project / "check.py", target)
     shutil.rmtree(project)
     return target
 
 
-@pytest.fixture(scope="module")
-def embed_c(installed):
-    return build(installed, "embed-c", "embed_c")
-
-
-@pytest.fixture(scope="module")
-def embed_cython(installed):
-    return build(installed, "embed-cython", "embed_cython")
-
-
+# One test, so that one process builds one wheel however many processes share the tests.
 @pytest.mark.slow
 @needs_native
-class TestInstalled:
-    def test_wheel_holds_what_others_compile_against(self, installed):
-        names = set(zipfile.ZipFile(installed[2]).namelist())
-        kernels = "ruvector/_kernels"
-        assert {
-            f"{kernels}/capi.pxd",
-            f"{kernels}/capi.pyi",
-            f"{kernels}/include/ruvector.h",
-            f"{kernels}/include/ruvector_abi.h",
-        } <= names
-        assert not [name for name in names if name.endswith((".c", ".pyx", ".inc.h"))]
-
-    @pytest.mark.parametrize("isa", ISAS)
-    @pytest.mark.parametrize("example", ["embed_c", "embed_cython"])
-    def test_example(self, installed, example, isa, request):
-        folder = request.getfixturevalue(example)
-        printed = succeed(installed[0], "check.py", cwd=folder, RUVECTOR_ISA=isa)
-        assert "ruvector" in printed
-        assert "agree" in printed
-        assert example != "embed_cython" or printed.split()[-1] == isa
-
-    @pytest.mark.parametrize("example", ["embed_c", "embed_cython"])
-    def test_no_compiled_kernels_is_an_import_error(self, installed, example, request):
-        folder = request.getfixturevalue(example)
-        done = run(
-            installed[0], "-c", f"import {example}", cwd=folder, RUVECTOR_BACKEND="python"
-        )
+def test_examples_build_against_the_wheel(installed, tmp_path):
+    python, wheel = installed
+    check_names(zipfile.ZipFile(wheel).namelist())
+    for example in ("embed_c", "embed_cython"):
+        folder = tmp_path / example
+        folder.mkdir()
+        built = build(python, folder, example)
+        for isa in ISAS:
+            printed = succeed(python, "check.py", cwd=built, RUVECTOR_ISA=isa)
+            assert re.search(
+                rf"{example}.* with ruvector {ruvector.__version__} on {isa}\n", printed
+            )
+        done = run(python, "-c", f"import {example}", cwd=built, RUVECTOR_BACKEND="python")
         assert done.returncode == 1
         assert "ImportError: RUVECTOR_BACKEND=python rules out" in done.stderr
+    check_newer_interface(python, tmp_path / "newer")
+    check_forgotten_import(python, tmp_path / "forgotten")
 
-    def test_newer_interface_than_installed_is_an_import_error(self, installed):
-        newer = (
-            '#include "ruvector_abi.h"\n'
-            "#undef RUVECTOR_ABI_VERSION\n#define RUVECTOR_ABI_VERSION 1000\n"
-            '#include "ruvector.h"'
-        )
-        folder = build(installed, "newer", "embed_c", ('#include "ruvector.h"', newer))
-        done = run(installed[0], "-c", "import embed_c", cwd=folder)
-        assert done.returncode == 1
-        assert (
-            "ImportError: this extension was compiled for version 1000 of ruvector's C "
-            f"interface, ruvector {ruvector.__version__} has version 1: install a newer"
-        ) in done.stderr
 
-    def test_calls_without_import_return_an_error(self, installed):
-        edit = ("if (ruvector_import() != RUVECTOR_OK) return NULL;", "")
-        folder = build(installed, "forgotten", "embed_c", edit)
-        code = (
-            "import embed_c, numpy as np; x = np.zeros((1, 2, 3), np.float32)\n"
-            "embed_c.attend(x, x, x, x.copy(), 0)"
-        )
-        done = run(installed[0], "-c", code, cwd=folder)
-        assert done.returncode == 1
-        assert "ValueError: ruvector_import() has not succeeded" in done.stderr
+def check_names(names):
+    kernels = "ruvector/_kernels"
+    assert {
+        f"{kernels}/capi.pxd",
+        f"{kernels}/capi.pyi",
+        f"{kernels}/include/ruvector.h",
+        f"{kernels}/include/ruvector_abi.h",
+    } <= set(names)
+    assert not [name for name in names if name.endswith((".c", ".pyx", ".inc.h"))]
+
+
+def check_newer_interface(python, folder):
+    newer = (
+        '#include "ruvector_abi.h"\n'
+        "#undef RUVECTOR_ABI_VERSION\n#define RUVECTOR_ABI_VERSION 1000\n"
+        '#include "ruvector.h"'
+    )
+    folder.mkdir()
+    built = build(python, folder, "embed_c", '#include "ruvector.h"', newer)
+    done = run(python, "-c", "import embed_c", cwd=built)
+    assert done.returncode == 1
+    assert (
+        "ImportError: this extension was compiled for version 1000 of ruvector's C "
+        f"interface, ruvector {ruvector.__version__} has version 1: install a newer"
+    ) in done.stderr
+
+
+def check_forgotten_import(python, folder):
+    folder.mkdir()
+    line = "if (ruvector_import() != RUVECTOR_OK) return NULL;"
+    built = build(python, folder, "embed_c", line, "")
+    code = (
+        "import embed_c, numpy as np; x = np.zeros((1, 2, 3), np.float32)\n"
+        "embed_c.attend(x, x, x, x.copy(), 0)"
+    )
+    done = run(python, "-c", code, cwd=built)
+    assert done.returncode == 1
+    assert "ValueError: ruvector_import() has not succeeded" in done.stderr
