@@ -7,6 +7,7 @@ the GIL or a Python thread state. Memory: that of the engine, and one record a b
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport isfinite, sqrt
+from libc.stdint cimport INT32_MAX, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -23,10 +24,10 @@ from ruvector._version import __version__
 _kernels._load_native()
 
 # Lengths beyond these overflow sums of the engine; no memory holds such arrays.
-cdef ptrdiff_t MOST_ROWS = <ptrdiff_t> 1 << 40
-cdef ptrdiff_t MOST_OTHER = <ptrdiff_t> (((<size_t> 1) << 31) - 1)
-# Windows count from positions, to which they are added.
-cdef ptrdiff_t MOST_WINDOW = <ptrdiff_t> 1 << 62
+cdef int64_t MOST_ROWS = <int64_t> 1 << 40
+cdef int64_t MOST_OTHER = INT32_MAX
+# Windows are added to positions.
+cdef int64_t MOST_WINDOW = <int64_t> 1 << 62
 
 
 cdef inline int storage(int dtype) noexcept nogil:
@@ -42,7 +43,7 @@ cdef inline int storage(int dtype) noexcept nogil:
     return -1
 
 
-cdef inline bint within(ptrdiff_t size, ptrdiff_t most) noexcept nogil:
+cdef inline bint within(int64_t size, int64_t most) noexcept nogil:
     return 0 <= size <= most
 
 
@@ -122,7 +123,8 @@ cdef void fill_call(const ruvector_attention_args *a, int dtype, Call *call) noe
     call.scale = a.scale if a.scale != 0 else 1 / sqrt(<double> max(a.dim, 1))
     call.softcap = a.softcap
     call.causal = a.causal != 0
-    call.left, call.right = min(a.window_left, MOST_WINDOW), min(a.window_right, MOST_WINDOW)
+    call.left = min(<int64_t> a.window_left, MOST_WINDOW)
+    call.right = min(<int64_t> a.window_right, MOST_WINDOW)
     call.num_sinks = a.sink_tokens
     call.slopes = <const char *> a.alibi_slopes
     call.sink_logits = <const char *> a.sink_logits
