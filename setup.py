@@ -128,7 +128,7 @@ def kernel_extensions():
     import numpy
     from Cython.Build import cythonize
 
-    simd = KERNELS / "simd"
+    simd, include = KERNELS / "simd", KERNELS / "include"
     macros = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
     if LIMITED_API:
         macros.append(("Py_LIMITED_API", LIMITED_API))
@@ -139,8 +139,8 @@ def kernel_extensions():
             Extension(
                 f"ruvector._kernels.{source.stem}",
                 [str(source), *tiles],
-                include_dirs=[str(KERNELS), str(simd), numpy.get_include()],
-                depends=sorted(map(str, simd.glob("*.h"))),
+                include_dirs=[*map(str, (KERNELS, simd, include)), numpy.get_include()],
+                depends=sorted(map(str, [*simd.glob("*.h"), *include.glob("*.h")])),
                 define_macros=macros,
                 py_limited_api=bool(LIMITED_API),
             )

@@ -12,7 +12,15 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from . import graph
-from ._config import backend, get_num_threads, info, num_threads, set_num_threads, version
+from ._config import (
+    backend,
+    get_include,
+    get_num_threads,
+    info,
+    num_threads,
+    set_num_threads,
+    version,
+)
 from ._gradcheck import gradcheck
 from ._version import __version__
 from .attention import (
@@ -140,6 +148,7 @@ __all__ = [
     "batch_normalize",
     "clip_grad_norm",
     "cosine_similarity",
+    "get_include",
     "get_num_threads",
     "gradcheck",
     "graph",

@@ -10,6 +10,8 @@ import os
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _kernels
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "backend",
     "current_threads",
+    "get_include",
     "get_num_threads",
     "info",
     "num_threads",
@@ -196,6 +199,24 @@ def backend() -> str:
     return _kernels.backend
 
 
+def get_include() -> str:
+    """Return the folder of the C headers, for extensions that call the compiled kernels.
+
+    Returns
+    -------
+    str
+        Where ``ruvector.h`` lies, on either backend.
+
+    Examples
+    --------
+    >>> import ruvector
+    >>> from pathlib import Path
+    >>> Path(ruvector.get_include(), "ruvector.h").is_file()
+    True
+    """
+    return str(Path(_kernels.__file__).parent / "include")
+
+
 def info() -> dict[str, Any]:
     """Describe this installation and what it runs with.
 
@@ -213,6 +234,8 @@ def info() -> dict[str, Any]:
             and CPU have, worst first.
         ``openmp``
             Whether the compiled kernels are built with OpenMP; None where none are loaded.
+        ``c_abi``
+            Version of the C interface (``ruvector.h``); None on the python backend.
         ``threads``
             :func:`get_num_threads` at this moment.
         ``mechanisms``
@@ -231,6 +254,9 @@ def info() -> dict[str, Any]:
     from .utils import available_mechanisms
 
     openmp = _kernels.openmp
+    capi: Any = (
+        import_module("ruvector._kernels.capi") if _kernels.backend == "native" else None
+    )
     return {
         "version": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -239,6 +265,7 @@ def info() -> dict[str, Any]:
         "isa": _kernels.isa,
         "available_isas": [isa for _, isa in _kernels.available() if isa is not None],
         "openmp": None if openmp is None else bool(openmp.OPENMP),
+        "c_abi": None if capi is None else capi.ABI_VERSION,
         "threads": get_num_threads(),
         "mechanisms": list(available_mechanisms()),
         "native_error": _kernels.import_error,

@@ -3,20 +3,22 @@
 A sequence of few queries is decoded (bound by memory, cut over keys), any other prefilled
 (bound by arithmetic, cut over blocks of query rows); the choice looks at shapes alone. Work
 items go to threads as these come free; each item owns its output rows or its chunk's state,
-so results do not depend on the number of threads. Between slabs of items Ctrl-C is honoured.
+so results do not depend on the number of threads. Between slabs of items Ctrl-C is honoured
+where the caller wants that; nothing else here needs the GIL.
 Memory: one scratch a thread, and (m, l, o) for each chunk of a decoded sequence.
 """
 
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
-from cpython.exc cimport PyErr_CheckSignals
-
 from ruvector._kernels cimport _decode, _prefill
 from ruvector._kernels._openmp cimport team_size, thread_index
 from ruvector._kernels._problem cimport (
     Bounds, Call, Segment, any_visible, query_tiles, segment_bounds,
 )
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept
 
 # Query rows of one key/value head up to which a sequence is decoded. Measured: at 6 rows of
 # 64 both drivers take the same time over keys in cache.
@@ -129,9 +131,8 @@ cdef int fill_plan(const Call *call, const Segment *segments, Py_ssize_t count, 
 
 
 cdef void run_item(const Call *call, const Segment *segments, const Plan *plan,
-                   const Item *item) noexcept nogil:
+                   const Item *item, char *memory) noexcept nogil:
     cdef const Segment *segment = segments + item.segment
-    cdef char *memory = plan.scratch + thread_index() * plan.scratch_size
     cdef _prefill.Scratch scratch
     cdef Py_ssize_t size
     if item.heads == 0:
@@ -152,14 +153,22 @@ cdef void finish_group(const Call *call, const Segment *segments, const Plan *pl
                         plan.states + group.state, group.start)
 
 
-cdef int run_plan(const Call *call, const Segment *segments, const Plan *plan,
-                  int threads) except -1 nogil:
-    cdef Py_ssize_t start = 0, stop, i
-    cdef Py_ssize_t slab = max(<Py_ssize_t> threads, <Py_ssize_t> (
-        plan.count * (SLAB_WORK / max(plan.work, 1.0))))
-    if threads == 1 and plan.work < SLAB_WORK:
+cdef bint signalled() noexcept nogil:
+    """Run pending signal handlers; returns whether one raised, its exception then set."""
+    with gil:
+        return PyErr_CheckSignals() != 0
+
+
+cdef int run_plan(const Call *call, const Segment *segments, const Plan *plan, int threads,
+                  bint heed_signals) noexcept nogil:
+    cdef Py_ssize_t start = 0, stop, i, slab = plan.count
+    if heed_signals:
+        slab = max(<Py_ssize_t> threads, <Py_ssize_t> (
+            plan.count * (SLAB_WORK / max(plan.work, 1.0))))
+    if threads == 1 and (plan.work < SLAB_WORK or not heed_signals):
+        # Not thread_index(): the caller may be one thread of an OpenMP team of its own.
         for i in range(plan.count):
-            run_item(call, segments, plan, plan.items + i)
+            run_item(call, segments, plan, plan.items + i, plan.scratch)
         for i in range(plan.groups_count):
             finish_group(call, segments, plan, plan.groups + i)
         return 0
@@ -167,10 +176,11 @@ cdef int run_plan(const Call *call, const Segment *segments, const Plan *plan,
         stop = min(plan.count, start + slab)
         for i in prange(start, stop, schedule="dynamic", num_threads=threads,
                         use_threads_if=threads > 1):
-            run_item(call, segments, plan, plan.items + i)
+            run_item(call, segments, plan, plan.items + i,
+                     plan.scratch + thread_index() * plan.scratch_size)
         start = stop
-        with gil:
-            PyErr_CheckSignals()
+        if heed_signals and signalled():
+            return INTERRUPTED
     for i in prange(plan.groups_count, schedule="static", num_threads=threads,
                     use_threads_if=threads > 1):
         finish_group(call, segments, plan, plan.groups + i)
@@ -196,12 +206,13 @@ cdef bint run_brief(const Call *call, const Segment *segment) noexcept nogil:
     return True
 
 
-cdef int run(const Call *call, const Segment *segments, Py_ssize_t count,
-             int threads) except -1 nogil:
-    """Compute output, L and weights of every segment."""
+cdef int compute(const Call *call, const Segment *segments, Py_ssize_t count, int threads,
+                 bint heed_signals) noexcept nogil:
+    """Compute output, L and weights of every segment; returns 0 or a failure."""
     cdef Plan plan
     cdef char *memory
     cdef Py_ssize_t lists
+    cdef int failure
     if count == 1 and run_brief(call, segments):
         return 0
     fill_plan(call, segments, count, &plan, True)
@@ -210,16 +221,23 @@ cdef int run(const Call *call, const Segment *segments, Py_ssize_t count,
     lists = (lists + 63) & ~<Py_ssize_t> 63
     memory = <char *> malloc(lists + plan.states_size + 64 + threads * plan.scratch_size)
     if memory == NULL:
-        with gil:
-            raise MemoryError("no memory for the attention engine's scratch")
+        return NO_MEMORY
     plan.items = <Item *> memory
     plan.groups = plan.items + plan.count
     plan.states = memory + lists
     plan.scratch = <char *> ((<Py_ssize_t> plan.states + plan.states_size + 63)
                              & ~<Py_ssize_t> 63)
     fill_plan(call, segments, count, &plan, False)
-    try:
-        run_plan(call, segments, &plan, threads)
-    finally:
-        free(memory)
-    return 0
+    failure = run_plan(call, segments, &plan, threads, heed_signals)
+    free(memory)
+    return failure
+
+
+cdef int run(const Call *call, const Segment *segments, Py_ssize_t count,
+             int threads) except -1 nogil:
+    """Compute every segment, interruptible; a failure is an exception."""
+    cdef int failure = compute(call, segments, count, threads, True)
+    if failure == NO_MEMORY:
+        with gil:
+            raise MemoryError("no memory for the attention engine's scratch")
+    return -1 if failure == INTERRUPTED else 0

@@ -14,4 +14,4 @@ cdef struct States:
     Py_ssize_t out_row, merged_row
 
 
-cdef int merge_states(const rv_decode_tiles *t, const States *states) except -1 nogil
+cdef int merge_states(const rv_decode_tiles *t, const States *states) noexcept nogil

@@ -47,8 +47,8 @@ cdef double weighted_sum(const rv_decode_tiles *t, const States *s, Py_ssize_t r
     return whole
 
 
-cdef int merge_states(const rv_decode_tiles *t, const States *s) except -1 nogil:
-    """Merge the states of every row."""
+cdef int merge_states(const rv_decode_tiles *t, const States *s) noexcept nogil:
+    """Merge the states of every row; returns 0, or -1 where there is no memory for it."""
     cdef Py_ssize_t width = (s.dim_v + t.lanes - 1) // t.lanes * t.lanes, p, r, d
     cdef bint wide = t.real == sizeof(double)
     cdef double *total = <double *> malloc((2 * width + 2) * sizeof(double))
@@ -56,8 +56,7 @@ cdef int merge_states(const rv_decode_tiles *t, const States *s) except -1 nogil
     cdef char *one
     cdef double top, whole
     if total == NULL:
-        with gil:
-            raise MemoryError("no memory for the merged state")
+        return -1
     row = <char *> (total + width)
     one = <char *> (total + 2 * width)
     put(one, wide, 1.0)

@@ -2,9 +2,10 @@
 
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.stdint cimport int64_t
+from libc.string cimport memset
 
 from ruvector._kernels._dispatch cimport (
-    rv_ball_tiles, rv_decode_tiles, rv_rotary_tiles, rv_softmax_tiles,
+    rv_ball_tiles, rv_decode_tiles, rv_rotary_tiles, rv_softmax_tiles, rv_table,
 )
 
 
@@ -80,6 +81,18 @@ cdef struct Segment:
 cdef struct Bounds:
     # The keys a query sees before masks: [lower, upper) and [0, sink).
     int64_t lower, upper, sink
+
+
+cdef inline void start_call(Call *call, const rv_table *table, int dtype, int heads,
+                            int kv_heads) noexcept nogil:
+    # A softmax without options: the tiles of a storage type, and how heads share keys.
+    memset(call, 0, sizeof(Call))
+    call.tiles = table.softmax[dtype]
+    call.decode = table.decode[dtype]
+    call.heads, call.kv_heads = heads, kv_heads
+    call.group = heads // kv_heads if kv_heads else 0
+    call.left = call.right = -1
+    call.unit = 1.4426950408889634
 
 
 cdef inline int query_tiles(const Call *call) noexcept nogil:

@@ -15,14 +15,13 @@ from ruvector._kernels cimport _dispatch
 from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64, RV_I8
 from ruvector._kernels._engine cimport run
 from ruvector._kernels._merge cimport States, merge_states
-from ruvector._kernels._problem cimport Ball, Call, Rotary, Segment
+from ruvector._kernels._problem cimport Ball, Call, Rotary, Segment, start_call
 from ruvector._kernels._scores cimport Ranking, run_top_k, run_weights
 
 cnp.import_array()
 
 # Multiply-adds of one plain query below which handing back the GIL costs more than it gives.
 cdef Py_ssize_t BRIEF_WORK = 1 << 16
-cdef double LOG2E = 1.4426950408889634
 
 
 cdef int dtype_of(cnp.ndarray array) except -1:
@@ -58,20 +57,13 @@ cdef inline Py_ssize_t length(cnp.ndarray array, int axis) noexcept:
 
 cdef int describe(Call *call, cnp.ndarray query, cnp.ndarray key, spec) except -1:
     """Fill in what the kernels share: tiles, heads, strides of q and k, the score function."""
-    cdef int dtype = dtype_of(query)
-    cdef const _dispatch.rv_table *table = _dispatch.tiles()
     cdef object option
-    memset(call, 0, sizeof(Call))
-    call.tiles = table.softmax[dtype]
-    call.decode = table.decode[dtype]
-    call.heads = <int> length(query, 1)
-    call.kv_heads = <int> length(key, 1)
-    call.group = call.heads // call.kv_heads if call.kv_heads else 0
+    start_call(call, _dispatch.tiles(), dtype_of(query), <int> length(query, 1),
+               <int> length(key, 1))
     call.dim = length(query, 3)
     call.q_head, call.q_row = stride(query, 1), stride(query, 2)
     call.k_head, call.k_row = stride(key, 1), stride(key, 2)
     call.scale = spec.scale
-    call.unit = LOG2E
     option = spec.softcap
     call.softcap = 0.0 if option is None else option
     call.causal = spec.causal
@@ -430,8 +422,11 @@ def merge(cnp.ndarray outputs not None, cnp.ndarray lses not None, cnp.ndarray o
         stride(outputs, 0), stride(outputs, 1), stride(lses, 0), stride(lses, 1),
         <char *> data(out), <char *> data(lse), stride(out, 0), stride(lse, 0))
     cdef const _dispatch.rv_decode_tiles *tiles = _dispatch.tiles().decode[dtype_of(outputs)]
+    cdef int failure
     with nogil:
-        merge_states(tiles, &states)
+        failure = merge_states(tiles, &states)
+    if failure:
+        raise MemoryError("no memory for the merged state")
 
 
 cdef inline bint plain(object array, int axes) noexcept:
@@ -459,20 +454,14 @@ def attend_plain(query, keys, values, int heads, double scale, bint return_lse,
             or dim % heads != 0 or dim_v % heads != 0):
         return None
 
-    memset(&call, 0, sizeof(Call))
+    start_call(&call, _dispatch.tiles(), RV_F32, heads, heads)
     memset(&segment, 0, sizeof(Segment))
-    call.tiles = _dispatch.tiles().softmax[<int> RV_F32]
-    call.decode = _dispatch.tiles().decode[<int> RV_F32]
-    call.heads = call.kv_heads = heads
-    call.group = 1
     call.dim, call.dim_v = dim // heads, dim_v // heads
     call.q_head = call.k_head = call.dim * sizeof(float)
     call.v_head = call.out_head = call.dim_v * sizeof(float)
     call.k_row, call.v_row = dim * sizeof(float), dim_v * sizeof(float)
     call.lse_head = sizeof(float)
-    call.left = call.right = -1
     call.scale = scale
-    call.unit = LOG2E
     segment.lq, segment.lk = 1, n
     segment.q, segment.k, segment.v = data(query), data(keys), data(values)
     shape[0] = dim_v

@@ -1,0 +1,4 @@
+from typing import Any
+
+ABI_VERSION: int
+_api: Any
