@@ -7,13 +7,18 @@ import numpy as np
 from ruvector.cli import main
 
 RNG = np.random.default_rng(7)
+_START = RNG.bit_generator.state
 M, N, DIM, DIM_V = 13, 29, 24, 16
 
 
 class Files:
-    """Writes inputs into a folder and runs ``attend`` on them."""
+    """Writes inputs into a folder and runs ``attend`` on them.
+
+    Making one starts RNG anew, so that a test draws the same numbers whatever ran before it.
+    """
 
     def __init__(self, folder):
+        RNG.bit_generator.state = _START
         self.folder = folder
         self.output = folder / "out.npy"
 
