@@ -2,7 +2,7 @@
 
     python tools/build_wheels.py [--only sdist pure x86_64 aarch64] [--skip-tests]
 
-The sdist; from it the pure-Python wheel and, on Debian with gcc, Linux wheels for glibc 2.27
+The sdist; from it the pure-Python wheel and, on Debian with gcc, Linux wheels for glibc 2.17
 and newer, compiled against the C library of Debian 11 and repaired by auditwheel; the abi3
 claim is checked by abi3audit. Each is installed into a fresh environment of every CPython
 found here, with no compiler on the path, and tested; aarch64 runs under qemu-user.
@@ -39,6 +39,9 @@ TESTERS = ["pytest>=8.2", "hypothesis>=6.100"]
 OLD = "bullseye"
 EMULATED = "bookworm"
 COMPILER = {"x86_64": "gcc", "aarch64": "aarch64-linux-gnu-gcc"}
+# glibc 2.27 and 2.29 gave these versions that no longer set errno; the first ones do as well.
+REVISED = [f"{name}{real}" for name in ("exp", "exp2", "log", "log2", "pow") for real in ("", "f")]
+FIRST_GLIBC = {"x86_64": "2.2.5", "aarch64": "2.17"}
 KINDS = ("sdist", "pure", "x86_64", "aarch64")
 DESCRIBE = (
     "import json, platform, sys, sysconfig; print(json.dumps([platform.python_implementation(), "
@@ -120,16 +123,20 @@ def build_pure(shop, sdist):
 
 
 def build_compiled(shop, sdist, machine):
-    """A wheel for Linux systems from glibc 2.27 on, with libgomp inside."""
+    """A wheel for Linux systems from glibc 2.17 on, with libgomp inside."""
     root = debian_root(shop.folder / f"{OLD}-{machine}", OLD, machine, TOOLCHAIN)
     compiler = f"{COMPILER[machine]} --sysroot={root}"
+    source = shop.unpacked(sdist, f"src-{machine}")
+    header = source.parent / "first_glibc.h"
+    symver = '__asm__(".symver {0},{0}@GLIBC_{1}");\n'
+    header.write_text("".join(symver.format(name, FIRST_GLIBC[machine]) for name in REVISED))
     switches = {
         "RUVECTOR_REQUIRE_EXTENSIONS": "1",
         "CC": compiler,
+        "CFLAGS": f"-include {header}",
         "LDSHARED": f"{compiler} -shared",
         "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
     }
-    source = shop.unpacked(sdist, f"src-{machine}")
     raw = shop.build("wheel", source, shop.fresh(f"raw-{machine}"), **switches)
     repaired = shop.fresh(f"repaired-{machine}")
     run(
