@@ -40,7 +40,9 @@ OLD = "bullseye"
 EMULATED = "bookworm"
 COMPILER = {"x86_64": "gcc", "aarch64": "aarch64-linux-gnu-gcc"}
 # glibc 2.27 and 2.29 gave these versions that no longer set errno; the first ones do as well.
-REVISED = [f"{name}{real}" for name in ("exp", "exp2", "log", "log2", "pow") for real in ("", "f")]
+REVISED = [
+    f"{name}{real}" for name in ("exp", "exp2", "log", "log2", "pow") for real in ("", "f")
+]
 FIRST_GLIBC = {"x86_64": "2.2.5", "aarch64": "2.17"}
 KINDS = ("sdist", "pure", "x86_64", "aarch64")
 DESCRIBE = (
@@ -80,7 +82,16 @@ class Workshop:
     def build(self, kind, source, out, **environment):
         """Build one distribution; returns its path."""
         run(
-            *(self.python, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", out, source),
+            *(
+                self.python,
+                "-m",
+                "build",
+                f"--{kind}",
+                "--no-isolation",
+                "--outdir",
+                out,
+                source,
+            ),
             env=self.environ(**environment),
             stdout=subprocess.DEVNULL,
         )
@@ -193,7 +204,9 @@ def test_here(shop, wheel, name, interpreter):
     run(python, *install, env=environment)
     where = away(shop, "away")
     run(folder / "bin" / "ruvector", "selftest", env=environment, cwd=where)
-    run(python, "-P", "-m", "pytest", "-q", "@tools/wheel_tests.txt", env=environment, cwd=where)
+    run(
+        python, "-P", "-m", "pytest", "-q", "@tools/wheel_tests.txt", env=environment, cwd=where
+    )
 
 
 def test_emulated(shop, wheel, machine):
@@ -218,7 +231,17 @@ def test_emulated(shop, wheel, machine):
     chosen = ("test_selftest", "test_kernel_twins", "test_threads_safety")
     files = [f"tests/{name}.py" for name in chosen]
     run(*emulator, "-m", "ruvector", "selftest", env=environment, cwd=where)
-    run(*emulator, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, env=environment, cwd=where)
+    run(
+        *emulator,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *files,
+        env=environment,
+        cwd=where,
+    )
 
 
 def usable(kind):
@@ -253,7 +276,9 @@ def main():
             skipped.append(f"{kind}: {reason}")
             continue
         say(kind)
-        made.append(build_pure(shop, sdist) if kind == "pure" else build_compiled(shop, sdist, kind))
+        made.append(
+            build_pure(shop, sdist) if kind == "pure" else build_compiled(shop, sdist, kind)
+        )
 
     say("contents")
     if check_artifacts.main(made):

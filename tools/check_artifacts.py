@@ -97,7 +97,9 @@ def sdist_problems(path, root=ROOT):
         "LICENSE-APACHE",
     }
     generated = {
-        name[:-4] + ".c" for name in names if name.endswith(".pyx") and name[:-4] + ".c" in names
+        name[:-4] + ".c"
+        for name in names
+        if name.endswith(".pyx") and name[:-4] + ".c" in names
     }
     problems = []
     if needed - names:
