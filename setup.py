@@ -133,7 +133,10 @@ def kernel_extensions():
     if LIMITED_API:
         macros.append(("Py_LIMITED_API", LIMITED_API))
     extensions = []
-    for source in sorted(KERNELS.glob("*.pyx")):
+    sources = sorted(KERNELS.glob("*.pyx"))
+    if not sources:
+        raise ExtensionsFailed(f"there is no .pyx file in {KERNELS}")
+    for source in sources:
         tiles = sorted(map(str, simd.glob("*.c"))) if source.stem == "_dispatch" else []
         extensions.append(
             Extension(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,16 +101,57 @@ class TestPrograms:
         assert _names(lines) == ["scalar", "neon"]
 
 
+# What an emulated processor lacks raises SIGILL there, as on the real one.
+OLDER = {
+    "Nehalem": ["scalar"],
+    "SandyBridge": ["scalar"],
+    "Haswell": ["scalar", "avx2"],
+}
+AVX2 = """
+__attribute__((target("avx2"))) static int twice(int x)
+{
+    typedef int lanes __attribute__((vector_size(32)));
+    volatile lanes v = {x};
+    v = v + v;
+    return v[0];
+}
+int main(int argc, char **argv) { (void)argv; return twice(argc) - 2; }
+"""
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86 program")
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        ("Nehalem", ["scalar"]),
-        ("SandyBridge", ["scalar"]),
-        ("Haswell", ["scalar", "avx2"]),
-    ],
-)
-def test_detection_on_older_processors(here, model, expected):
-    """What the emulated CPU lacks is not offered, and the offer is made without it."""
-    program = here["test_tiles"]
-    assert _run(_tool("qemu-x86_64"), "-cpu", model, program, "list") == expected
+@pytest.mark.parametrize("model", OLDER)
+class TestOlderProcessors:
+    def test_detection(self, here, model):
+        """What the CPU lacks is not offered, and the offer is made without it."""
+        program = here["test_tiles"]
+        assert _run(_tool("qemu-x86_64"), "-cpu", model, program, "list") == OLDER[model]
+
+    @pytest.mark.parametrize("name", PROGRAMS)
+    def test_tiles_run(self, here, model, name):
+        """No tile that is offered uses an instruction that the CPU lacks."""
+        lines = _run(_tool("qemu-x86_64"), "-cpu", model, here[name], "quick")
+        assert _names(lines) == OLDER[model]
+
+    def test_the_emulator_refuses_what_the_model_lacks(self, model, tmp_path):
+        """The control: without it the two tests above could not fail."""
+        emulator, compiler = _tool("qemu-x86_64"), _tool("cc", "gcc", "clang")
+        source, program = tmp_path / "avx2.c", tmp_path / "avx2"
+        source.write_text(AVX2)
+        subprocess.run([compiler, str(source), "-o", str(program)], check=True, timeout=60)
+        done = subprocess.run([emulator, "-cpu", model, str(program)], capture_output=True)
+        runs = "avx2" in OLDER[model]
+        assert done.returncode == (0 if runs else -signal.SIGILL), done.stderr
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory):
+    """Return the programs as an architecture without tiles of its own compiles them."""
+    folder = tmp_path_factory.mktemp("unknown")
+    return _build(folder, _tool("cc", "gcc", "clang"), "-O1", "-DRV_UNKNOWN_ARCHITECTURE")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_unknown_architecture(unknown, name):
+    assert _names(_run(unknown[name], "quick")) == ["scalar"]

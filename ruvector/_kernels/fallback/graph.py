@@ -199,7 +199,12 @@ def _receivers(indptr: _Integers, start: int, stop: int) -> _Integers:
     first = int(np.searchsorted(indptr, start, "right")) - 1
     last = int(np.searchsorted(indptr, stop, "left"))
     bounds = np.clip(indptr[first : last + 1], start, stop)
-    return np.arange(first, last).repeat(bounds[1:] - bounds[:-1])
+    return np.arange(first, last).repeat(_lengths(bounds))
+
+
+def _lengths(indptr: _Integers) -> _Array:
+    """Return the length of every row, of the type that NumPy counts in: 32 bits in a browser."""
+    return np.diff(indptr).astype(np.intp, copy=False)
 
 
 def _first(receivers: _Integers) -> _Integers:
@@ -260,7 +265,8 @@ def group(keys: _Integers, indptr: _Integers, order: _Integers) -> None:
         Takes the positions.
     """
     indptr[0] = 0
-    np.cumsum(np.bincount(keys, minlength=len(indptr) - 1), out=indptr[1:])
+    counts = np.bincount(keys.astype(np.intp, copy=False), minlength=len(indptr) - 1)
+    np.cumsum(counts, out=indptr[1:])
     order[...] = np.argsort(keys, kind="stable")
 
 
@@ -290,14 +296,14 @@ def hops(
     nodes = len(out)
     starts, order = np.empty(nodes + 1, np.int64), np.empty(len(indices), np.int64)
     group(np.asarray(indices, np.int64), starts, order)
-    receivers = np.arange(nodes).repeat(np.diff(indptr))[order]
+    receivers = np.arange(nodes).repeat(_lengths(indptr))[order]
     out[...] = -1
     out[sources] = 0
     front = np.unique(sources)
     distance = 0
     while len(front) and distance != max_hops:
         distance += 1
-        counts = starts[front + 1] - starts[front]
+        counts = (starts[front + 1] - starts[front]).astype(np.intp, copy=False)
         offsets = np.repeat(starts[front] + counts - counts.cumsum(), counts)
         reached = receivers[offsets + np.arange(len(offsets))]
         front = np.unique(reached[out[reached] < 0])
