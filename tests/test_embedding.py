@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,11 @@ def installed(tmp_path):
     for name in ("ruvector", "build"):  # with what is compiled already, where anything is
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, tree / name)
+    # A Cython that is newer than the generated C, as that one is, generates all of it again.
+    able = all(map(find_spec, ("Cython", "pip", "setuptools")))
     succeed(
-        *pip,
-        *("wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tree),
+        *(sys.executable if able else python, "-m", "pip", "wheel", "--no-deps"),
+        *("--no-build-isolation", "-w", tmp_path, tree),
         cwd=tmp_path,
         RUVECTOR_REQUIRE_EXTENSIONS="1",
     )
