@@ -381,7 +381,7 @@ class TestSelect:
             with pytest.raises(ValueError, match="instruction set 'mmx' is not available here"):
                 _kernels.select("native", "mmx")
         else:
-            with pytest.raises(ImportError, match="compiled kernels cannot be loaded"):
+            with pytest.raises(ImportError, match="compiled kernels"):
                 _kernels.select("native")
         assert (_kernels.backend, _kernels.isa, _kernels.softmax) == before
 
