@@ -243,17 +243,22 @@ def _through_weights(
     )
 
 
-def _new(x: Array) -> Array:
-    """Return an array for a gradient, of length 1 along the axes along which `x` repeats."""
-    shape = [1 if repeats(x, axis) else length for axis, length in enumerate(x.shape)]
-    shape[-1] = x.shape[-1]
+def _new(x: Array, shared: tuple[int, ...] = (0,)) -> Array:
+    """Return an array for a gradient, of length 1 along axes of `shared` that `x` repeats.
+
+    Along the others each entry has a gradient, even where the caller repeats one.
+    """
+    shape = list(x.shape)
+    for axis in shared:
+        if repeats(x, axis):
+            shape[axis] = 1
     wide = tuple(shape) != x.shape
     return np.empty(shape, compute_dtype(x.dtype) if wide else x.dtype)
 
 
 def _new_mask(mask: Array | None) -> Array | None:
     """Return an array for the gradient of a mask; None where it has none."""
-    return None if mask is None or mask.dtype == np.bool_ else _new(mask)
+    return None if mask is None or mask.dtype == np.bool_ else _new(mask, (0, 2))
 
 
 def _required(x: Array | None) -> Array:

@@ -325,10 +325,11 @@ def _hyperbolic(
     curved = (query[:, np.newaxis], keys[:, np.newaxis], values[:, np.newaxis])
     problem = BallProblem(None, curved, block.mask, 1.0, _BALL)
     state, lse = problem.attend(with_lse)
-    output = np.empty((*query.shape[:2], values.shape[2]), dtype)
+    rows, width = query.shape[0] * query.shape[1], values.shape[2]
+    output = np.empty((*query.shape[:2], width), dtype)
     _kernels.hyperbolic.midpoint(
-        state.reshape(-1, state.shape[3]),
-        output.reshape(-1, output.shape[2]),
+        state.reshape(rows, width + 1),
+        output.reshape(rows, width),
         _BALL.curvature,
         _BALL.tangent,
     )

@@ -204,12 +204,17 @@ class Inputs:
         return cast(array, compute_dtype(self.query.dtype)).swapaxes(1, 2)
 
     def with_arrays(self, query: Array, keys: Array, values: Array) -> Inputs:
-        """Return the same call over other arrays; one that repeats serves the whole batch."""
+        """Return the same call over other arrays.
+
+        A memory that served a batch still does, keys only where they still repeat: what the
+        caller repeats has a gradient for every entry.
+        """
         other = copy(self)
         other.query, other.keys, other.values = query, keys, values
+        shared = (False, self.shared_keys and keys.strides[0] == 0, self.shared_values)
         other._origins = tuple(
-            _Origin((1, *x.shape[1:]) if x.strides[0] == 0 else x.shape, x.dtype)
-            for x in (query, keys, values)
+            _Origin((1, *x.shape[1:]) if once else x.shape, x.dtype)
+            for x, once in zip((query, keys, values), shared, strict=True)
         )
         return other
 

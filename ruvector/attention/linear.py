@@ -291,8 +291,8 @@ class LinearAttention(RunningSums):
             projection = np.zeros(self._parameters["projection"].shape)
         differentiate_linear(
             problem,
-            output.reshape(*lengths, -1),
-            grad_output.reshape(*lengths, -1),
+            output.reshape(*lengths, output.shape[2]),
+            grad_output.reshape(*lengths, output.shape[2]),
             None
             if grad_lse is None
             else cast(grad_lse, problem.features.projection.dtype).reshape(lengths),

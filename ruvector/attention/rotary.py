@@ -320,7 +320,7 @@ class GraphRoPEAttention(RotaryAttention):
         queries, keys = options["query_positions"], options["key_positions"]
         rotary = self._rotary(inputs, queries, keys)
         wide = compute_dtype(inputs.query.dtype)
-        shared = inputs.keys.strides[0] == keys.strides[0] == 0
+        shared = inputs.shared_keys and inputs.keys.strides[0] == keys.strides[0] == 0
         once = slice(0, 1 if shared else None)
         turned_keys = self._turned(cast(inputs.keys[once], wide), keys[once], rotary.table)
         plain = inputs.with_arrays(
