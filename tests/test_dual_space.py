@@ -453,6 +453,10 @@ class TestConfiguration:
                 "temperature must be a positive finite number, got 0.0",
             ),
             (
+                lambda: DualSpaceConfig(4, 4, 2, 1.0, temperature=1e-40),
+                "temperature must be at least 1e-12, got 1e-40",
+            ),
+            (
                 lambda: DualSpaceConfig(4, 4, 2, 1.0, learn_fusion=0),
                 "learn_fusion must be True or False, got 0",
             ),

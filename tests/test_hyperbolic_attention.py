@@ -539,6 +539,7 @@ class TestConfiguration:
             ),
             ({"temperature": 0}, "temperature must be a positive finite number, got 0"),
             ({"temperature": -1.0}, "temperature must be a positive finite number, got -1.0"),
+            ({"temperature": 1e-13}, "temperature must be at least 1e-12, got 1e-13"),
             (
                 {"aggregation": "mean"},
                 "aggregation must be 'midpoint' or 'frechet', got 'mean'",
@@ -592,3 +593,12 @@ class TestConfiguration:
     def test_temperatures_that_do_not_fit(self, temperature):
         with pytest.raises(InvalidConfigError, match=r"^temperature must be a positive"):
             ATTENTIONS[0].compute_with_temperature(*arrays(3, 9), temperature)
+
+    def test_a_temperature_too_low_to_divide_by(self):
+        attention = HyperbolicAttention(DIM, learn_temperature=True)
+        with pytest.raises(InvalidConfigError, match=r"^temperature must be at least 1e-12"):
+            attention.compute_with_temperature(*arrays(3, 9), 1e-310)
+        attention.parameters()["temperature"][...] = 1e-310
+        q, k, v = arrays(3, 9)
+        with pytest.raises(InvalidConfigError, match=r"^temperature must be at least 1e-12"):
+            attention.compute_with_gradients(q, k, v, q)

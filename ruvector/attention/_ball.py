@@ -12,13 +12,16 @@ from numpy.typing import ArrayLike
 from .._arrays import Array, cast, compute_dtype, floating
 from .._ball_backward import BallTargets, Parameters, differentiate_midpoint
 from .._ball_problem import BallProblem
-from .._checks import curvature_of
+from .._checks import curvature_of, finite
 from .._states import merge_states
 from ..errors import DimensionMismatchError, InvalidConfigError
 from ._parameters import Learned
 from .base import Attention, Gradients, Inputs
 
-__all__ = ["BallAttention", "ball_curvature"]
+__all__ = ["BallAttention", "ball_curvature", "ball_temperature"]
+
+# Below, the rounding of a distance decides, and soon the scores overflow.
+_COLDEST = 1e-12
 
 
 def ball_curvature(value: Any) -> float:
@@ -30,6 +33,14 @@ def ball_curvature(value: Any) -> float:
             f"points keep to its boundary, got {value!r}"
         )
     return curvature
+
+
+def ball_temperature(value: Any) -> float:
+    """Return a temperature that scores and their gradients can be divided by."""
+    temperature = finite(value, "temperature", positive=True)
+    if temperature < _COLDEST:
+        raise InvalidConfigError(f"temperature must be at least {_COLDEST}, got {value!r}")
+    return temperature
 
 
 class BallAttention(Learned, Attention):

@@ -17,7 +17,7 @@ from .._ball_problem import BallProblem
 from .._checks import finite, flag, integer, settings
 from .._kernels.spec import BallSpec
 from ..errors import DimensionMismatchError, InvalidConfigError
-from ._ball import BallAttention, ball_curvature
+from ._ball import BallAttention, ball_curvature, ball_temperature
 from .base import Inputs, by_head
 
 __all__ = ["DualSpaceAttention", "DualSpaceConfig"]
@@ -39,7 +39,7 @@ class DualSpaceConfig:
         What the distance counts, from 0 to 1; the dot product counts the rest. 0 and 1 only
         where it is not learned.
     temperature : float, default 1.0
-        Divides the scores; positive.
+        Divides the scores; at least 1e-12.
     learn_fusion : bool, default True
         Whether the fusion weight is a parameter.
 
@@ -86,7 +86,7 @@ class DualSpaceConfig:
                 f"fusion_weight must be strictly between 0 and 1 where it is learned, "
                 f"got {self.fusion_weight!r}"
             )
-        checked["temperature"] = finite(self.temperature, "temperature", positive=True)
+        checked["temperature"] = ball_temperature(self.temperature)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -18,7 +18,7 @@ from .._hyperbolic import largest_norm
 from .._hyperbolic_means import warn_unless_converged
 from .._kernels.spec import AttentionSpec, BallSpec
 from ..errors import InvalidConfigError
-from ._ball import BallAttention, ball_curvature
+from ._ball import BallAttention, ball_curvature, ball_temperature
 from .base import Gradients, Inputs
 
 __all__ = ["HyperbolicAttention"]
@@ -45,7 +45,7 @@ class HyperbolicAttention(BallAttention):
     curvature : float, default 1.0
         Its absolute value is c: the ball has the radius ``1 / sqrt(c)``. Not 0.
     temperature : float, default 1.0
-        Divides the distances; positive.
+        Divides the distances; at least 1e-12.
     aggregation : {"midpoint", "frechet"}, default "midpoint"
         Which mean of the values: the Einstein midpoint above, which streams and merges, or
         the Frechet mean, the point of least weighted squared distance, which is searched
@@ -130,7 +130,7 @@ class HyperbolicAttention(BallAttention):
     ) -> None:
         super().__init__(dim)
         self._curvature = ball_curvature(curvature)
-        self._temperature = finite(temperature, "temperature", positive=True)
+        self._temperature = ball_temperature(temperature)
         self._aggregation = one_of(aggregation, "aggregation", _AGGREGATIONS)
         self._inputs = one_of(inputs, "inputs", _INPUTS)
         self._learn_curvature = flag(learn_curvature, "learn_curvature")
@@ -155,7 +155,7 @@ class HyperbolicAttention(BallAttention):
         """What divides the distances as it is now, learned or not."""
         if not self._learn_temperature:
             return self._temperature
-        return finite(float(self._parameters["temperature"]), "temperature", positive=True)
+        return ball_temperature(float(self._parameters["temperature"]))
 
     @property
     def aggregation(self) -> str:
@@ -202,7 +202,7 @@ class HyperbolicAttention(BallAttention):
         query, keys, values : array_like
             As in :meth:`compute`.
         temperature : float
-            Divides the distances; positive.
+            Divides the distances; at least 1e-12.
         **keywords
             As in :meth:`compute`.
 
@@ -214,12 +214,12 @@ class HyperbolicAttention(BallAttention):
         Raises
         ------
         InvalidConfigError
-            If the temperature is not a positive finite number.
+            If the temperature is not finite or below 1e-12.
         DimensionMismatchError, EmptyInputError, InvalidMaskError, TypeError
             As :meth:`compute`.
         """
         return self._with_temperature(
-            finite(temperature, "temperature", positive=True), query, keys, values, **keywords
+            ball_temperature(temperature), query, keys, values, **keywords
         )
 
     def _with_temperature(
@@ -280,13 +280,13 @@ class HyperbolicAttention(BallAttention):
         Raises
         ------
         InvalidConfigError
-            If the temperature is not a positive finite number.
+            If the temperature is not finite or below 1e-12.
         DimensionMismatchError, EmptyInputError, InvalidMaskError, TypeError
             As :meth:`compute`.
         """
         options = {}
         if temperature is not None:
-            options["temperature"] = finite(temperature, "temperature", positive=True)
+            options["temperature"] = ball_temperature(temperature)
         inputs = Inputs(query, keys, values, self._dim)
         return self._compute_with_gradients(
             inputs, grad_output, grad_lse, mask, return_lse, return_weights, out, **options
@@ -422,4 +422,4 @@ class HyperbolicAttention(BallAttention):
         if "curvature" in parameters:
             ball_curvature(float(parameters["curvature"]))
         if "temperature" in parameters:
-            finite(float(parameters["temperature"]), "temperature", positive=True)
+            ball_temperature(float(parameters["temperature"]))
