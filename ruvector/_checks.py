@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import InvalidConfigError
 
-__all__ = ["curvature_of", "finite", "flag", "integer", "one_of", "settings"]
+__all__ = ["curvature_of", "finite", "flag", "integer", "one_of", "real_type", "settings"]
 
 _T = TypeVar("_T")
 
@@ -34,6 +34,18 @@ def integer(value: Any, name: str, minimum: int) -> int:
             f"{name} must be an integer of at least {minimum}, got {value!r}"
         )
     return result
+
+
+def real_type(value: Any, name: str) -> np.dtype[Any]:
+    """Return the NumPy type that `value` names: float32 or float64."""
+    found: np.dtype[Any] | None
+    try:
+        found = np.dtype(value)
+    except TypeError:
+        found = None
+    if found is None or found not in (np.float32, np.float64):
+        raise InvalidConfigError(f"{name} must be 'float32' or 'float64', got {value!r}")
+    return found
 
 
 def finite(value: Any, name: str, *, positive: bool = False) -> float:

@@ -372,7 +372,10 @@ class TestErrors:
         [
             ({"seed": 1, "rng": np.random.default_rng()}, "seed and rng"),
             ({"rng": 3}, "rng must be"),
+            ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+            ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
             ({"dtype": "float16"}, "dtype must be"),
+            ({"dtype": "foo"}, "dtype must be 'float32' or 'float64', got 'foo'"),
             ({"num_heads": 2}, "config must not come with its fields"),
         ],
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arrays import floating
-from .._checks import one_of, settings
+from .._checks import integer, real_type, settings
 from .._gatv2 import initial_parameters
 from ..errors import InvalidConfigError
 from ._edge_config import EdgeFeaturedConfig
@@ -51,11 +51,10 @@ class EdgeAttention(Learned, Attention):
         if rng is not None and seed is not None:
             raise InvalidConfigError("seed and rng must not both be given")
         if rng is None:
-            rng = np.random.default_rng(seed)
+            rng = np.random.default_rng(None if seed is None else integer(seed, "seed", 0))
         if not isinstance(rng, np.random.Generator):
             raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
-        name = one_of(np.dtype(dtype).name, "dtype", ("float32", "float64"))
-        self._parameters = initial_parameters(chosen, rng, np.dtype(name))
+        self._parameters = initial_parameters(chosen, rng, real_type(dtype, "dtype"))
 
     @property
     def node_dim(self) -> int:

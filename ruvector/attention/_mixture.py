@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arrays import Array, cast, compute_dtype, view
-from .._checks import integer, one_of, settings
+from .._checks import integer, real_type, settings
 from .._expert_gradients import MixtureTargets, differentiate_mixture
 from .._experts import EXPERT_TYPES, Routed, Visit, initial_parameters, mix, route
 from .._kernels import routing
@@ -60,9 +60,8 @@ class Mixture(Learned, Attention):
         if not isinstance(rng, np.random.Generator):
             raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
         self._rng = rng
-        name = one_of(np.dtype(dtype).name, "dtype", ("float32", "float64"))
         self._parameters = initial_parameters(
-            self._dim, self._expert_types, rng, np.dtype(name)
+            self._dim, self._expert_types, rng, real_type(dtype, "dtype")
         )
         self.reset_routing_stats()
 

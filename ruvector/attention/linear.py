@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arrays import Array, cast, compute_dtype, contiguous_rows, view
-from .._checks import flag, integer, one_of
+from .._checks import flag, integer, one_of, real_type
 from .._features import KERNELS, LinearProblem, draw_projection, key_bias
 from .._kernels.spec import LinearState
 from .._linear_backward import LinearTargets, differentiate_linear
@@ -140,11 +140,11 @@ class LinearAttention(RunningSums):
             rng = np.random.default_rng(self._seed)
         if not isinstance(rng, np.random.Generator):
             raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
-        name = one_of(np.dtype(dtype).name, "dtype", ("float32", "float64"))
+        real = real_type(dtype, "dtype")
         self._parameters = {}
         if self._kernel != "elu":
             drawn = draw_projection(self._dim, self._num_features, self._ortho, rng)
-            self._parameters["projection"] = drawn.astype(name)
+            self._parameters["projection"] = drawn.astype(real)
 
     @property
     def num_features(self) -> int:

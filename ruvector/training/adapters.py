@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arrays import Array, cast, compute_dtype, contiguous_rows, floating
-from .._checks import integer, one_of
+from .._checks import integer, real_type
 from ..attention._parameters import Learned
 from ..errors import DimensionMismatchError, InvalidConfigError
 from ._products import apply, outer
@@ -76,7 +76,7 @@ class LinearAdapter(Learned):
             raise InvalidConfigError(
                 f"rank must be at most {min(self._dim_in, self._dim_out)}, got {rank!r}"
             )
-        real = np.dtype(one_of(np.dtype(dtype).name, "dtype", ("float32", "float64")))
+        real = real_type(dtype, "dtype")
         if self._rank is None:
             self._parameters = {"weight": np.eye(self._dim_out, self._dim_in, dtype=real)}
         else:
