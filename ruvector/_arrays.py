@@ -59,7 +59,14 @@ def view(x: object, name: str) -> tuple[Array, bool]:
         Of any dtype.
     is_bfloat16 : bool
         Whether the array is the uint16 view of bfloat16.
+
+    Raises
+    ------
+    TypeError
+        If it cannot be viewed, or only without its mask.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: pass x.data")
     if isinstance(x, np.ndarray):
         return _from_numpy(np.asarray(x))
     if _is_tensor(x):

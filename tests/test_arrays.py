@@ -257,6 +257,12 @@ class TestRefused:
             floating(given, "keys")
 
     @pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long double is double")
+    def test_masked_arrays_would_lose_their_mask(self):
+        masked = np.ma.array([1.0, 2.0], mask=[True, False])
+        for wrong in (masked, [masked, masked]):
+            with pytest.raises(TypeError, match=r"^keys.* is a masked array"):
+                floating(wrong, "keys")
+
     def test_long_double(self):
         with pytest.raises(TypeError, match=r"^x must hold real numbers"):
             floating(np.ones(2, np.longdouble), "x")

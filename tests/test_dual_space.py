@@ -240,8 +240,6 @@ class TestSpaceContributions:
         q, k, v = arrays(config, 4, 9)
         flat, curved = attention.get_space_contributions(q, k)
         heads, width = config.num_heads, config.euclidean_dim
-        if heads == 1:
-            flat, curved = flat[None], curved[None]
         assert flat.shape == curved.shape == (heads, 4, 9)
         c = config.curvature
         for h in range(heads):

@@ -274,11 +274,11 @@ class Inputs:
             lse = lse[..., 0]
         return lse if len(self.leading) == 2 else lse[0] if self.leading else lse[0, 0]
 
-    def shaped_weights(self, weights: Array | None) -> Array:
+    def shaped_weights(self, weights: Array | None, *, keep_heads: bool = False) -> Array:
         """Bring weights of shape ``(B, heads, m, n)`` to what the caller gets."""
         assert weights is not None
         weights = cast(weights, compute_dtype(self.dtype))
-        if weights.shape[1] == 1:
+        if weights.shape[1] == 1 and not keep_heads:
             weights = weights[:, 0]
         if len(self.leading) == 2:
             return weights

@@ -262,8 +262,7 @@ class DualSpaceAttention(BallAttention):
         Returns
         -------
         euclidean, hyperbolic : ndarray, shape (heads, n), (heads, m, n) or (B, heads, m, n)
-            Scaled dot products and negative distances, without the heads' axis where there
-            is one head. float32, or float64 for float64.
+            Scaled dot products and negative distances. float32, or float64 for float64.
 
         Raises
         ------
@@ -286,7 +285,10 @@ class DualSpaceAttention(BallAttention):
             BallSpec(self.curvature, 1.0, True),
             _config.current_threads(),
         )
-        return inputs.shaped_weights(scores[0]), inputs.shaped_weights(scores[1])
+        flat_scores, curved_scores = (
+            inputs.shaped_weights(part, keep_heads=True) for part in scores
+        )
+        return flat_scores, curved_scores
 
     def _scale(self) -> float:
         return float((self.euclidean_dim // self._heads) ** -0.5)
