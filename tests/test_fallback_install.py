@@ -96,7 +96,7 @@ class TestWithoutACompiler:
 
 @pytest.mark.skipif(not NATIVE, reason="no compiled kernels here")
 def test_unknown_architecture_runs_scalar_kernels(tmp_path):
-    """The dispatch table as any other architecture compiles it, under the modules of this one."""
+    """Its dispatch table, under the other compiled modules of this one."""
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("neither gcc nor clang is installed")

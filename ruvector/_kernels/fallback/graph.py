@@ -203,7 +203,7 @@ def _receivers(indptr: _Integers, start: int, stop: int) -> _Integers:
 
 
 def _lengths(indptr: _Integers) -> _Array:
-    """Return the length of every row, of the type that NumPy counts in: 32 bits in a browser."""
+    """Return the length of every row, in the type NumPy counts in: 32 bits in a browser."""
     return np.diff(indptr).astype(np.intp, copy=False)
 
 
