@@ -40,13 +40,12 @@ OLD = "bullseye"
 EMULATED = "bookworm"
 COMPILER = {"x86_64": "gcc", "aarch64": "aarch64-linux-gnu-gcc"}
 # glibc 2.27 and 2.29 gave these versions that no longer set errno; the first ones do as well.
-REVISED = [
-    f"{name}{real}" for name in ("exp", "exp2", "log", "log2", "pow") for real in ("", "f")
-]
+REVISED = ("exp", "exp2", "log", "log2", "pow", "expf", "exp2f", "logf", "log2f", "powf")
 FIRST_GLIBC = {"x86_64": "2.2.5", "aarch64": "2.17"}
 KINDS = ("sdist", "pure", "x86_64", "aarch64")
 DESCRIBE = (
-    "import json, platform, sys, sysconfig; print(json.dumps([platform.python_implementation(), "
+    "import json, platform, sys, sysconfig; "
+    "print(json.dumps([platform.python_implementation(), "
     "sys.version_info[:3], bool(sysconfig.get_config_var('Py_GIL_DISABLED'))]))"
 )
 
@@ -81,20 +80,9 @@ class Workshop:
 
     def build(self, kind, source, out, **environment):
         """Build one distribution; returns its path."""
-        run(
-            *(
-                self.python,
-                "-m",
-                "build",
-                f"--{kind}",
-                "--no-isolation",
-                "--outdir",
-                out,
-                source,
-            ),
-            env=self.environ(**environment),
-            stdout=subprocess.DEVNULL,
-        )
+        build = ("-m", "build", f"--{kind}", "--no-isolation", "--outdir", out, source)
+        environ = self.environ(**environment)
+        run(self.python, *build, env=environ, stdout=subprocess.DEVNULL)
         (made,) = out.iterdir()
         return made
 
@@ -118,7 +106,7 @@ def same_members(one, other):
 
 
 def build_pure(shop, sdist):
-    """The pure-Python wheel, from the sdist and from the checkout: the same."""
+    """Build the pure-Python wheel, from the sdist and from the checkout: the same."""
     switch = {"RUVECTOR_NO_EXTENSIONS": "1"}
     wheel = shop.build("wheel", shop.unpacked(sdist, "src-pure"), shop.fresh("pure"), **switch)
     checkout = shop.fresh("src-checkout")
@@ -134,7 +122,7 @@ def build_pure(shop, sdist):
 
 
 def build_compiled(shop, sdist, machine):
-    """A wheel for Linux systems from glibc 2.17 on, with libgomp inside."""
+    """Build a wheel for Linux systems from glibc 2.17 on, with libgomp inside."""
     root = debian_root(shop.folder / f"{OLD}-{machine}", OLD, machine, TOOLCHAIN)
     compiler = f"{COMPILER[machine]} --sysroot={root}"
     source = shop.unpacked(sdist, f"src-{machine}")
@@ -186,27 +174,26 @@ def away(shop, name):
     return folder
 
 
-def test_here(shop, wheel, name, interpreter):
+def test_here(shop, wheel, interpreter):
     """Install a wheel into a fresh environment of an interpreter, and test it there."""
     folder = shop.fresh("environment")
     run(interpreter, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    backend = "python" if wheel.name.endswith("-none-any.whl") else "native"
     environment = {
         # No compiler: nothing on the path but the environment itself.
         "PATH": str(folder / "bin"),
         "CC": "/bin/false",
         "HOME": os.environ.get("HOME", "/"),
-        "RUVECTOR_BACKEND": backend,
     }
+    if not wheel.name.endswith("-none-any.whl"):
+        environment["RUVECTOR_BACKEND"] = "native"  # kernels that do not load are an error
     environment |= {key: text for key, text in os.environ.items() if key.startswith("PIP_")}
     install = ("-m", "pip", "install", "-q", "--only-binary", ":all:", wheel, *TESTERS)
     run(python, *install, env=environment)
     where = away(shop, "away")
+    pytest = ("-P", "-m", "pytest", "-q", "@tools/wheel_tests.txt")
     run(folder / "bin" / "ruvector", "selftest", env=environment, cwd=where)
-    run(
-        python, "-P", "-m", "pytest", "-q", "@tools/wheel_tests.txt", env=environment, cwd=where
-    )
+    run(python, *pytest, env=environment, cwd=where)
 
 
 def test_emulated(shop, wheel, machine):
@@ -230,29 +217,33 @@ def test_emulated(shop, wheel, machine):
     # Tests that start processes of their own would leave the emulator.
     chosen = ("test_selftest", "test_kernel_twins", "test_threads_safety")
     files = [f"tests/{name}.py" for name in chosen]
+    pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
     run(*emulator, "-m", "ruvector", "selftest", env=environment, cwd=where)
-    run(
-        *emulator,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *files,
-        env=environment,
-        cwd=where,
-    )
+    run(*emulator, *pytest, env=environment, cwd=where)
 
 
-def usable(kind):
+def test(shop, wheel):
+    """Test a wheel on every interpreter that it is for, or under an emulator."""
+    pure = wheel.name.endswith("-none-any.whl")
+    machine = "x86_64" if wheel.stem.endswith("x86_64") else "aarch64"
+    if not pure and machine != os.uname().machine:
+        say(wheel.name, "under qemu")
+        test_emulated(shop, wheel, machine)
+        return
+    for name, interpreter in interpreters().items():
+        if pure or not name.endswith("t"):  # free-threaded builds have no limited API
+            say(wheel.name, "on CPython", name)
+            test_here(shop, wheel, interpreter)
+
+
+def missing_tools(kind):
     """Return why a kind cannot be built here, None if it can."""
-    if kind in COMPILER:
-        needed = [COMPILER[kind], "apt-get", "dpkg-deb"]
-        needed += [f"qemu-{kind}"] if kind != os.uname().machine else []
-        missing = [name for name in needed if shutil.which(name) is None]
-        if missing:
-            return f"{', '.join(missing)} not found"
-    return None
+    if kind not in COMPILER:
+        return None
+    needed = [COMPILER[kind], "apt-get", "dpkg-deb"]
+    needed += [f"qemu-{kind}"] if kind != os.uname().machine else []
+    missing = [name for name in needed if shutil.which(name) is None]
+    return f"{', '.join(missing)} not found" if missing else None
 
 
 def main():
@@ -269,32 +260,22 @@ def main():
     sdist = shop.build("sdist", ROOT, shop.fresh("sdist"))
     made, skipped = [sdist], []
     for kind in options.only:
-        reason = usable(kind)
         if kind == "sdist":
             continue
-        if reason:
-            skipped.append(f"{kind}: {reason}")
-            continue
         say(kind)
-        made.append(
-            build_pure(shop, sdist) if kind == "pure" else build_compiled(shop, sdist, kind)
-        )
+        if reason := missing_tools(kind):
+            skipped.append(f"{kind}: {reason}")
+        elif kind == "pure":
+            made.append(build_pure(shop, sdist))
+        else:
+            made.append(build_compiled(shop, sdist, kind))
 
     say("contents")
     if check_artifacts.main(made):
         raise SystemExit("an artefact is not as it should be")
     if not options.skip_tests:
         for wheel in made[1:]:
-            machine = "x86_64" if wheel.stem.endswith("x86_64") else "aarch64"
-            if wheel.name.endswith("-none-any.whl") or os.uname().machine == machine:
-                for name, interpreter in interpreters().items():
-                    if name.endswith("t") and "abi3" in wheel.name:
-                        continue
-                    say(wheel.name, "on CPython", name)
-                    test_here(shop, wheel, name, interpreter)
-            else:
-                say(wheel.name, "under qemu")
-                test_emulated(shop, wheel, machine)
+            test(shop, wheel)
 
     say("done")
     for path in made:

@@ -96,11 +96,8 @@ def sdist_problems(path, root=ROOT):
         "LICENSE-MIT",
         "LICENSE-APACHE",
     }
-    generated = {
-        name[:-4] + ".c"
-        for name in names
-        if name.endswith(".pyx") and name[:-4] + ".c" in names
-    }
+    written = {name.removesuffix(".pyx") + ".c" for name in names if name.endswith(".pyx")}
+    generated = written & names
     problems = []
     if needed - names:
         problems.append(f"missing: {', '.join(sorted(needed - names))}")
