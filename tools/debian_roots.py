@@ -39,7 +39,6 @@ PYTHON = (
     "libtinfo6",
     "libreadline8",
     "libdb5.3",
-    "libmpdec3",
     "media-types",
     "libpython3.11-minimal",
     "libpython3.11-stdlib",
