@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import ruvector
+from ruvector import _kernels
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = Path(__file__).parent / "browser"
@@ -22,12 +23,13 @@ SCRIPTS = Path(__file__).parent / "browser"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / "tools").is_dir(), reason="no checkout"),
+    pytest.mark.skipif(len(_kernels.available()) == 1, reason="once is enough: with kernels"),
     pytest.mark.skipif(shutil.which("node") is None, reason="Node is missing"),
     pytest.mark.skipif(shutil.which("npm") is None, reason="npm is missing"),
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site():
     """Return the folder that the example is served from."""
     spec = importlib.util.spec_from_file_location(
@@ -66,7 +68,7 @@ def _node(script, *arguments):
     return done.stdout
 
 
-def test_selftest_in_node(site):
+def check_selftest_in_node(site):
     (wheel,) = json.loads((site / "wheels.json").read_text())
     output = _node("selftest.mjs", site, wheel)
     assert "backend python" in output
@@ -85,11 +87,7 @@ def _expected(name, temperature):
     ]
 
 
-def test_page_in_chromium(site, address, tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("Chromium is missing")
-    picture = tmp_path / "page.png"
+def check_page(site, address, chromium, picture):
     shown = json.loads(_node("page.mjs", site, address, chromium, picture))
     assert shown["errors"] == []
     questions = {
@@ -104,3 +102,12 @@ def test_page_in_chromium(site, address, tmp_path):
     # A warm attention spreads over the whole memory, a sharp one draws a few bars.
     assert shown["warm"]["drawn"] > 2 * shown["sharp"]["drawn"] > 0
     assert picture.stat().st_size > 10_000
+
+
+def test_node_and_chromium(site, address, tmp_path):
+    """One test, because both need the folder and pytest-xdist would share it out."""
+    check_selftest_in_node(site)
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is missing")
+    check_page(site, address, chromium, tmp_path / "page.png")

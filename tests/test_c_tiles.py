@@ -148,7 +148,7 @@ class TestOlderProcessors:
 def unknown(tmp_path_factory):
     """Return the programs as an architecture without tiles of its own compiles them."""
     folder = tmp_path_factory.mktemp("unknown")
-    return _build(folder, _tool("cc", "gcc", "clang"), "-O1", "-DRV_UNKNOWN_ARCHITECTURE")
+    return _build(folder, _tool("cc", "gcc", "clang"), "-O0", "-DRV_UNKNOWN_ARCHITECTURE")
 
 
 @pytest.mark.slow
