@@ -140,7 +140,7 @@ class Looped:
     def __init__(self, indptr: _Integers, indices: _Integers, senders: int) -> None:
         receivers = len(indptr) - 1
         nodes = min(receivers, senders)
-        ends = np.arange(receivers).repeat(np.diff(indptr))
+        ends = np.arange(receivers).repeat(np.diff(indptr).astype(np.intp, copy=False))
         kept = np.flatnonzero(indices != ends)
         ends = ends[kept]
         sizes = np.bincount(ends, minlength=receivers)

@@ -110,7 +110,7 @@ def _loops(
     indptr: _Integers, indices: _Integers, nodes: int
 ) -> tuple[_Integers, _Integers, _Integers, _Integers]:
     """Return receivers of edges that stay, where they are and will be; where the new ones."""
-    ends = np.arange(len(indptr) - 1).repeat(np.diff(indptr))
+    ends = np.arange(len(indptr) - 1).repeat(np.diff(indptr).astype(np.intp, copy=False))
     kept = np.flatnonzero(indices != ends)
     ends = ends[kept]
     # Before an edge that stays lie those of its kind, and a new one for each row before.
@@ -184,7 +184,7 @@ def attend_backward(
     weight = None if grad_weight is None else np.zeros(grad_weight.shape)
     starts, order = np.empty(len(left) + 1, np.int64), np.empty(len(indices), np.int64)
     group(indices, starts, order)
-    receivers = np.arange(len(right)).repeat(np.diff(indptr))
+    receivers = np.arange(len(right)).repeat(np.diff(indptr).astype(np.intp, copy=False))
     for result in (grad_left, grad_messages, grad_right):
         if result is not None:
             result[...] = 0
