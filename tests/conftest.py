@@ -60,9 +60,19 @@ def pytest_report_header(config):
     return "ruvector backends: " + ", ".join(map(_name, _backends(config)))
 
 
+def _parameters(config):
+    """The backends; instruction sets between the scalar and the best one are slow tests."""
+    wanted = _backends(config)
+    between = {isa for _, isa in wanted[:-1]} - {None, "scalar"}
+    return [
+        pytest.param(pair, marks=pytest.mark.slow if pair[1] in between else ())
+        for pair in wanted
+    ]
+
+
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", _backends(metafunc.config), ids=_name, indirect=True)
+        metafunc.parametrize("backend", _parameters(metafunc.config), ids=_name, indirect=True)
 
 
 @pytest.fixture
