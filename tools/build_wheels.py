@@ -215,7 +215,7 @@ def test_emulated(shop, wheel, machine):
     }
     where = away(shop, "away")
     # Tests that start processes of their own would leave the emulator.
-    chosen = ("test_selftest", "test_kernel_twins", "test_threads_safety")
+    chosen = ("test_kernel_twins", "test_threads_safety")
     files = [f"tests/{name}.py" for name in chosen]
     pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
     run(*emulator, "-m", "ruvector", "selftest", env=environment, cwd=where)
