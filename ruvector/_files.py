@@ -84,27 +84,25 @@ def atomic_file(
         raise RuvectorError(f"{name} {path}: is not a regular file")
     folder, base = os.path.split(path)
     temporary = os.path.join(folder, f".{base}.{os.getpid()}.tmp")
+    # Ctrl-C may come as soon as the file is there, so what removes it stands around its making.
     try:
-        # A killed process may have had the same number.
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        file = open(temporary, "xb")  # noqa: SIM115
-    except OSError as error:
-        raise RuvectorError(f"{name} {path}: {error.strerror}") from None
-    with file:
         try:
+            # A killed process may have had the same number.
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            file = open(temporary, "xb")  # noqa: SIM115
+        except OSError as error:
+            raise RuvectorError(f"{name} {path}: {error.strerror}") from None
+        with file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-            file.close()
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                file.close()
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
     if durable:
         _sync_folder(folder)
 

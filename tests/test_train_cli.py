@@ -234,7 +234,9 @@ def test_ctrl_c_leaves_a_checkpoint(folder):
     saved = folder.path / "saved"
     arguments = folder.arguments("--epochs", 100_000, "--checkpoint-dir", saved)
     process = subprocess.Popen(
-        [sys.executable, "-m", "ruvector", *arguments], env=environ(), stderr=subprocess.PIPE
+        [sys.executable, "-P", "-m", "ruvector", *arguments],
+        env=environ(),
+        stderr=subprocess.PIPE,
     )
     try:
         deadline = time.monotonic() + 60

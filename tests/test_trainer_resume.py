@@ -62,7 +62,7 @@ def run(code, *arguments, backend=("python", None)):
     environment = environ(**variables)
     environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], str(TESTS)])
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-P", "-c", code, *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
