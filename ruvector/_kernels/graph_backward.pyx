@@ -70,8 +70,8 @@ def loop_features_gradient(cnp.ndarray grad, cnp.ndarray indptr, cnp.ndarray ind
         fold_loops(&p)
 
 
-def attend_backward(cnp.ndarray left, cnp.ndarray messages, cnp.ndarray right, edges, bias, spec,
-                    cnp.ndarray indptr, cnp.ndarray indices, cnp.ndarray lse,
+def attend_backward(cnp.ndarray left, cnp.ndarray messages, cnp.ndarray right, edges, bias,
+                    spec, cnp.ndarray indptr, cnp.ndarray indices, cnp.ndarray lse,
                     cnp.ndarray delta, cnp.ndarray grad_sums, cnp.ndarray grad_left,
                     grad_messages, cnp.ndarray grad_right, grad_edges, grad_bias,
                     cnp.ndarray grad_att, grad_weight, int threads):
