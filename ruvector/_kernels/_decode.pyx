@@ -152,6 +152,8 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
     cdef const char *v
     cdef bint masked = False, careful
     cdef int64_t first_key = begin
+    # A window leaves most of a large tile unseen.
+    cdef Py_ssize_t step = lds if call.left < 0 and call.right < 0 else TILE_STEP
     cdef Bounds hull = segment_bounds(call, segment)
 
     memset(o, 0, rows * ldo * real)
@@ -168,7 +170,7 @@ cdef void attend_chunk(const Call *call, const Segment *segment, int first_head,
             start_empty(call, m, l, r)
 
     while first_key < end:
-        nk = <int> min(<int64_t> lds, end - first_key)
+        nk = <int> min(<int64_t> step, end - first_key)
         if segment.weights == NULL and not any_visible(&hull, first_key, first_key + nk):
             first_key += nk
             continue
