@@ -11,9 +11,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from ruvector._kernels cimport _dispatch
-from ruvector._kernels._dispatch cimport (
-    RV_BF16, RV_F16, RV_F32, RV_I8, rv_decode_tiles, rv_softmax_tiles,
-)
+from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_I8, rv_softmax_tiles
 
 cnp.import_array()
 
