@@ -33,14 +33,13 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from contextlib import suppress
-from secrets import token_hex
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._arrays import Array
 from ._cache_rows import STORAGE, Rows
+from ._files import atomic_file
 from .errors import InvalidConfigError
 
 __all__ = ["read", "write"]
@@ -96,33 +95,22 @@ def write(path: str | os.PathLike[str], config: dict[str, Any], rows: Rows) -> N
     """
     count = len(rows.keys)
     sections = _layout(config, count)
-    target = os.path.realpath(path)
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.{token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.seek(_SIZE)
-            checksum, at = 0, _SIZE
-            for section, array in zip(sections, rows, strict=True):
-                padding = bytes(section.offset - at)
-                file.write(padding)
-                checksum, at = zlib.crc32(padding, checksum), section.stop
-                if array is None:
-                    continue
-                step = max(1, _BLOCK // max(1, section.shape[1] * section.dtype.itemsize))
-                for start in range(0, len(array), step):
-                    part = np.ascontiguousarray(array[start : start + step], section.dtype)
-                    file.write(part.data)
-                    checksum = zlib.crc32(part.data, checksum)
-            file.seek(0)
-            file.write(_header(config, count, sections, checksum))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with atomic_file(path, durable=True) as file:
+        file.seek(_SIZE)
+        checksum, at = 0, _SIZE
+        for section, array in zip(sections, rows, strict=True):
+            padding = bytes(section.offset - at)
+            file.write(padding)
+            checksum, at = zlib.crc32(padding, checksum), section.stop
+            if array is None:
+                continue
+            step = max(1, _BLOCK // max(1, section.shape[1] * section.dtype.itemsize))
+            for start in range(0, len(array), step):
+                part = np.ascontiguousarray(array[start : start + step], section.dtype)
+                file.write(part.data)
+                checksum = zlib.crc32(part.data, checksum)
+        file.seek(0)
+        file.write(_header(config, count, sections, checksum))
 
 
 def _header(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -55,7 +56,7 @@ def open_array(path: str, name: str) -> NDArray[Any]:
 
 @contextmanager
 def atomic_file(
-    path: str | os.PathLike[str], name: str, *, durable: bool = False
+    path: str | os.PathLike[str], name: str | None = None, *, durable: bool = False
 ) -> Iterator[BinaryIO]:
     """Open a file that takes its name when the block ends well, else vanishes.
 
@@ -63,7 +64,7 @@ def atomic_file(
     ----------
     path : path
         Where it appears; what was there before stays until then.
-    name : str
+    name : str, optional
         What messages call it.
     durable : bool, default False
         Whether it has to be on the disk before it takes its name, so that a machine that
@@ -76,22 +77,22 @@ def atomic_file(
     Raises
     ------
     RuvectorError
-        If no file can be made there.
+        If no file can be made there; without a name the OSError itself.
     """
     # A symbolic link keeps pointing where it points, and /dev/null stays a device.
     path = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise RuvectorError(f"{name} {path}: is not a regular file")
     folder, base = os.path.split(path)
-    temporary = os.path.join(folder, f".{base}.{os.getpid()}.tmp")
+    # Threads that write the same file have the same number.
+    temporary = os.path.join(folder, f".{base}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     # Ctrl-C may come as soon as the file is there, so what removes it stands around its making.
     try:
         try:
-            # A killed process may have had the same number.
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise OSError(errno.EINVAL, "is not a regular file", path)
             file = open(temporary, "xb")  # noqa: SIM115
         except OSError as error:
+            if name is None:
+                raise
             raise RuvectorError(f"{name} {path}: {error.strerror}") from None
         with file:
             yield file

@@ -13,7 +13,7 @@ import pytest
 from cache_cases import DTYPES, normal
 
 import ruvector
-from ruvector import _cache_file
+from ruvector._files import atomic_file
 from ruvector.stream import KVCache
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -136,13 +136,24 @@ def test_a_snapshot_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr(_cache_file.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):
         cache.snapshot(path)
     assert path.read_bytes() == before
     assert [x.name for x in tmp_path.iterdir()] == ["cache"]
     with pytest.raises(FileNotFoundError):
         cache.snapshot(tmp_path / "nowhere" / "cache")
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "cache"
+    with atomic_file(path) as first:
+        first.write(b"first")
+        with atomic_file(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert [x.name for x in tmp_path.iterdir()] == ["cache"]
 
 
 # ---- files that are refused ----------------------------------------------------------
