@@ -1,9 +1,11 @@
-"""What a cache stores and attends to, in float64 and with nothing of the package."""
+"""A filled cache, and what one stores and attends to in float64."""
 
 from __future__ import annotations
 
 import numpy as np
 import reference
+
+from ruvector.stream import KVCache
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 RTOL, ATOL = 2e-5, 4e-6
@@ -52,3 +54,13 @@ def attended(query, keys, values, heads, **options):
 
 def by_head(x, heads):
     return x.reshape(1, len(x), heads, x.shape[1] // heads).swapaxes(1, 2)
+
+
+def filled(n=50, dtype="float32", *, dim=24, dim_v=12, heads=2, **options):
+    cache = KVCache(dim, dim_v, dtype=dtype, num_heads=heads, **options)
+    cache.append(normal(n, dim, seed=1), normal(n, dim_v, seed=2))
+    return cache
+
+
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=RTOL, atol=ATOL)

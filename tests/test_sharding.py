@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from batch_cases import CONFIGS, DIM, TYPES, make, type_of
+from batch_cases import DIM, TYPES, make, type_of
 from hypothesis import given
 from hypothesis import strategies as st
-from isolated import python
 from numpy.testing import assert_allclose, assert_array_equal
+from shard_cases import CUTS, MERGING, Cache, N, arrays, cut, whole_positions
 
 import ruvector
 from ruvector import (
@@ -20,40 +19,8 @@ from ruvector import (
     InvalidConfigError,
     InvalidMaskError,
 )
-from ruvector._shard_tasks import StateTask
 from ruvector._shards import merge_tree
-from ruvector.sharding import sharded_attention, sharded_attention_backward
-
-MERGING = [name for name in CONFIGS if name != "moe"]
-N = 40
-
-
-def arrays(n=N, m=None, dtype=np.float32, seed=0):
-    rng = np.random.default_rng(seed)
-    shape = (DIM,) if m is None else (m, DIM) if isinstance(m, int) else (*m, DIM)
-    query = (0.5 * rng.standard_normal(shape)).astype(dtype)
-    keys, values = (0.5 * rng.standard_normal((2, n, DIM))).astype(dtype)
-    return query, keys, values
-
-
-def cut(keys, values, at):
-    return list(zip(np.split(keys, at), np.split(values, at), strict=True))
-
-
-def whole_positions(name, query, n):
-    """Positions that local-global attention needs for several queries."""
-    if name != "local-global" or query.ndim == 1:
-        return {}
-    return {"positions": np.arange(query.shape[-2]) * 7 % n}
-
-
-CUTS = {
-    "random": [3, 19, 22],
-    "one key each": list(range(1, N)),
-    "empty ones": [0, 0, 5, 5, 30, N, N],
-    "uncut": [],
-    "halves": [20],
-}
+from ruvector.sharding import sharded_attention
 
 
 @pytest.mark.usefixtures("backend")
@@ -197,97 +164,6 @@ class TestPositions:
         assert_allclose(output, expected, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.usefixtures("backend")
-class TestGradients:
-    @pytest.mark.parametrize("name", ["dot-product", "multi-head", "flash", "graph-rope"])
-    @pytest.mark.parametrize("at", CUTS.values(), ids=CUTS)
-    def test_equal_those_of_the_whole(self, name, at):
-        self.check(name, at, {}, None)
-
-    def test_through_the_log_sum_exp_and_a_float_mask(self):
-        mask = np.random.default_rng(5).standard_normal(N)
-        self.check("dot-product", [4, 4, 25], {"mask": mask}, np.linspace(-1, 1, 5))
-
-    def test_with_a_bool_mask_by_row(self):
-        mask = np.random.default_rng(5).random((5, N)) < 0.5
-        mask[2] = False
-        self.check("multi-head", [4, 4, 25], {"mask": mask}, None)
-
-    def test_local_global(self):
-        self.check("local-global", [9, 17], {"positions": [0, 9, 17, 30, 39]}, None)
-
-    def test_on_a_pool(self):
-        with ThreadPoolExecutor(2) as pool:
-            self.check("dot-product", [9, 17], {}, None, executor=pool)
-
-    def check(self, name, at, options, grad_lse, **where):
-        query, keys, values = arrays(m=5, dtype=np.float64)
-        attention = make(name)
-        grad = np.random.default_rng(4).standard_normal((5, DIM))
-        expected_output, expected = attention.compute_with_gradients(
-            query, keys, values, grad, grad_lse=grad_lse, **options
-        )
-        shards = cut(keys, values, at)
-        output, lse = sharded_attention(
-            query, shards, attention=attention, return_lse=True, **options, **where
-        )
-        grads = sharded_attention_backward(
-            query, shards, output, lse, grad,
-            grad_lse=grad_lse, attention=attention, **options, **where,
-        )  # fmt: skip
-        assert_allclose(output, expected_output, atol=1e-12)
-        assert_allclose(grads.query, expected.query, atol=1e-11)
-        assert [key.shape for key, _ in grads.shards] == [key.shape for key, _ in shards]
-        assert_allclose(np.vstack([k for k, _ in grads.shards]), expected.keys, atol=1e-11)
-        assert_allclose(np.vstack([v for _, v in grads.shards]), expected.values, atol=1e-11)
-        if expected.mask is None:
-            assert grads.mask is None
-        else:
-            assert_allclose(grads.mask, expected.mask, atol=1e-11)
-
-    def test_kept_where_the_caller_says(self):
-        query, keys, values = arrays()
-        shards = cut(keys, values, [7])
-        output, lse = sharded_attention(query, shards, return_lse=True)
-        wanted = sharded_attention_backward(query, shards, output, lse, np.ones(DIM))
-        out = [(np.empty_like(k), np.empty_like(v)) for k, v in shards]
-        grads = sharded_attention_backward(query, shards, output, lse, np.ones(DIM), out=out)
-        for pair, given_pair, other in zip(grads.shards, out, wanted.shards, strict=True):
-            for x, y, z in zip(pair, given_pair, other, strict=True):
-                assert x is y
-                assert_array_equal(x, z)
-
-    def test_errors(self):
-        query, keys, values = arrays()
-        shards = cut(keys, values, [7])
-        output, lse = sharded_attention(query, shards, return_lse=True)
-        with pytest.raises(DimensionMismatchError, match=r"grad_output must have shape \(8,\)"):
-            sharded_attention_backward(query, shards, output, lse, np.ones(3))
-        with pytest.raises(DimensionMismatchError, match=r"lse must have shape \(\), got"):
-            sharded_attention_backward(query, shards, output, output, output)
-        with pytest.raises(DimensionMismatchError, match="out must hold 2 pairs, one per sh"):
-            sharded_attention_backward(query, shards, output, lse, output, out=[])
-        with pytest.raises(DimensionMismatchError, match=r"out\[0\] must hold writeable arra"):
-            sharded_attention_backward(query, shards, output, lse, output, out=shards[::-1])
-        with pytest.raises(InvalidConfigError, match="must be softmax attention for gradient"):
-            sharded_attention_backward(
-                query, shards, output, lse, output, attention=make("hyperbolic")
-            )
-        with pytest.raises(InvalidConfigError, match="must be pairs of arrays for gradients"):
-            sharded_attention_backward(query, [Cache(keys, values)], output, lse, output)
-
-
-class Cache:
-    """The protocol that a KVCache follows."""
-
-    def __init__(self, keys, values):
-        self._arrays = keys, values
-
-    def attend(self, query, *, scale=None, return_lse=False):
-        attention = ruvector.DotProductAttention(DIM, scale)
-        return attention.compute(query, *self._arrays, return_lse=return_lse)
-
-
 class TestShards:
     def test_caches_beside_arrays(self):
         query, keys, values = arrays(m=3)
@@ -427,83 +303,3 @@ class TestErrors:
             sharded_attention(query, [(keys, values)], num_threads=0)
         with pytest.raises(TypeError, match="attention must be an Attention, got str"):
             sharded_attention(query, [(keys, values)], attention="flash")
-
-
-class TestProcesses:
-    def test_a_map_travels_by_name(self, tmp_path):
-        _, keys, _ = arrays(n=50_000)
-        np.save(tmp_path / "k.npy", keys)
-        mapped = np.load(tmp_path / "k.npy", mmap_mode="r")
-        shards = cut(mapped, mapped, [10, 30_000])
-        captured = []
-
-        class Capturing(ThreadPoolExecutor):
-            def submit(self, task):
-                captured.append(pickle.dumps(task))
-                return super().submit(pickle.loads(captured[-1]))
-
-        with Capturing(1) as pool:
-            output = sharded_attention(keys[0], shards, executor=pool)
-        assert max(map(len, captured)) < 3000
-        assert all(isinstance(pickle.loads(sent), StateTask) for sent in captured)
-        assert_array_equal(output, sharded_attention(keys[0], shards))
-
-    @pytest.mark.parametrize("method", ["spawn", "fork"])
-    def test_pool_of_processes(self, method, tmp_path):
-        _, keys, values = arrays(n=200)
-        np.save(tmp_path / "k.npy", keys)
-        np.save(tmp_path / "v.npy", values)
-        for name in ("dk", "dv"):
-            np.save(tmp_path / f"{name}.npy", np.zeros_like(keys))
-        script = tmp_path / "script.py"
-        script.write_text(PROCESSES)
-        done = python(str(script), str(tmp_path), method)
-        assert done.stdout.split() == ["True"] * 5, done.stderr
-
-
-PROCESSES = """
-import sys, warnings
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-import numpy as np
-import ruvector
-from ruvector.sharding import sharded_attention, sharded_attention_backward
-
-# Forking a process that has threads is on purpose.
-warnings.simplefilter("ignore", DeprecationWarning)
-
-
-def main():
-    folder = sys.argv[1]
-    k, v = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("k", "v"))
-    dk, dv = (np.load(f"{folder}/{name}.npy", mmap_mode="r+") for name in ("dk", "dv"))
-    parts = slice(0, 60), slice(60, 61), slice(61, 200)
-    shards = [(k[part], v[part]) for part in parts]
-    query = np.array(k[:3])
-    # OpenMP has run here before the fork.
-    big = np.ones((64, 2048), np.float32)
-    ruvector.DotProductAttention(2048).compute(big, big, big)
-    with ProcessPoolExecutor(2, get_context(sys.argv[2])) as pool:
-        for attention in (
-            ruvector.DotProductAttention(8),
-            ruvector.HyperbolicAttention(8),
-            ruvector.LinearAttention(8, 16),
-        ):
-            output = sharded_attention(query, shards, attention=attention, executor=pool)
-            print(np.allclose(output, attention.compute(query, k, v), atol=1e-5))
-        output, lse = sharded_attention(query, shards, executor=pool, return_lse=True)
-        grads = sharded_attention_backward(
-            query, shards, output, lse, np.ones_like(query), executor=pool,
-            out=[(dk[part], dv[part]) for part in parts],
-        )
-    _, wanted = ruvector.DotProductAttention(8).compute_with_gradients(
-        query, k, v, np.ones_like(query)
-    )
-    print(np.allclose(grads.query, wanted.query, atol=1e-5))
-    written = np.load(f"{folder}/dk.npy"), np.load(f"{folder}/dv.npy")
-    print(np.allclose(written, (wanted.keys, wanted.values), atol=1e-5))
-
-
-if __name__ == "__main__":
-    main()
-"""

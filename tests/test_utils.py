@@ -3,77 +3,36 @@
 from __future__ import annotations
 
 import math
-from array import array
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from utils_cases import (
+    FLOATS,
+    ROW_FUNCTIONS,
+    batch_normalize64,
+    check,
+    cosine64,
+    distances64,
+    every_row_function,
+    norm64,
+    softmax64,
+    vectors,
+)
 
 import ruvector
 from ruvector import utils
 
-SIZES = [1, 2, 7, 15, 16, 17, 31, 32, 33, 97]
-FLOATS = [np.float32, np.float64]
-TOLERANCE = {np.float16: 2e-3, np.float32: 2e-6, np.float64: 1e-13}
-
 pytestmark = pytest.mark.usefixtures("backend")
 
 
-def softmax64(x):
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def norm64(x):
-    return np.sqrt((x * x).sum(axis=-1))
-
-
-def cosine64(a, b):
-    return (a * b).sum(axis=-1) / (norm64(a) * norm64(b))
-
-
-def batch_normalize64(x, epsilon=1e-8):
-    return (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + epsilon)
-
-
-def distances64(x):
-    return norm64(x[:, None] - x[None])
-
-
-ROW_FUNCTIONS = {
-    "softmax": (utils.softmax, softmax64),
-    "attention_weights": (
-        lambda x, **kw: utils.attention_weights(x, 0.3, **kw),
-        lambda x: softmax64(x / 0.3),
-    ),
-    "normalize": (utils.normalize, lambda x: x / norm64(x)[..., None]),
-    "l2_norm": (utils.l2_norm, norm64),
-    "batch_normalize": (utils.batch_normalize, batch_normalize64),
-    "pairwise_distances": (utils.pairwise_distances, distances64),
-}
-SAME_SHAPE = ["softmax", "attention_weights", "normalize", "batch_normalize"]
-
-
-@pytest.fixture(params=ROW_FUNCTIONS)
-def function(request):
-    return ROW_FUNCTIONS[request.param]
-
-
-def vectors(rows, d, dtype, seed=0):
-    return np.random.default_rng(seed).normal(size=(rows, d)).astype(dtype)
-
-
-def check(result, expected, dtype):
-    tolerance = TOLERANCE[np.dtype(dtype).type]
-    assert result.dtype == dtype
-    np.testing.assert_allclose(
-        np.asarray(result, np.float64), expected, rtol=tolerance, atol=tolerance
-    )
+SIZES = [1, 2, 7, 15, 16, 17, 31, 32, 33, 97]
 
 
 class TestValues:
+    @every_row_function
     @pytest.mark.parametrize("dtype", [np.float16, *FLOATS])
     @pytest.mark.parametrize("d", SIZES)
     @pytest.mark.parametrize("rows", [2, 5, 33])
@@ -303,159 +262,6 @@ class TestPairwiseDistances:
         np.testing.assert_array_equal(
             utils.pairwise_distances(np.ones(shape)), np.zeros((shape[0], shape[0]))
         )
-
-
-class TestInputs:
-    def test_lists_and_integers_become_float32(self, function):
-        compute, reference = function
-        expected = reference(np.array([[1.0, 2.0], [3.0, 5.0]]))
-        for x in ([[1, 2], [3, 5]], np.array([[1, 2], [3, 5]], np.int64)):
-            check(compute(x), expected, np.float32)
-
-    def test_buffers_and_views(self, function):
-        compute, reference = function
-        base = vectors(8, 12, np.float32)
-        readonly = base.copy()
-        readonly.flags.writeable = False
-        unaligned = np.frombuffer(b"\0" + base.tobytes(), np.uint8)[1:]
-        inputs = [
-            readonly,
-            memoryview(base),
-            np.asfortranarray(base),
-            base[::-1, ::-1],
-            base[::2, 1::3],
-            base.astype(">f4"),
-            unaligned.view(np.float32).reshape(8, 12),
-        ]
-        for x in inputs:
-            expected = reference(np.asarray(x).astype(np.float64))
-            check(compute(x), expected, np.float32)
-
-    def test_array_module(self):
-        assert utils.l2_norm(array("d", [3, 4])) == 5
-
-    @pytest.mark.peers
-    def test_torch(self, function):
-        torch = pytest.importorskip("torch")
-        compute, reference = function
-        x = vectors(4, 6, np.float32)
-        check(compute(torch.from_numpy(x)), reference(x.astype(np.float64)), np.float32)
-
-    def test_bfloat16(self, function):
-        ml_dtypes = pytest.importorskip("ml_dtypes")
-        compute, reference = function
-        x = vectors(4, 6, np.float32).astype(ml_dtypes.bfloat16)
-        result = compute(x)
-        assert result.dtype == ml_dtypes.bfloat16
-        np.testing.assert_allclose(
-            result.astype(float), reference(x.astype(float)), rtol=1e-2, atol=1e-2
-        )
-
-    @pytest.mark.parametrize("x", [[1 + 2j, 3], ["a", "b"], np.array([None, 1], object)])
-    @pytest.mark.parametrize(
-        ("name", "argument"),
-        [
-            ("softmax", "x"),
-            ("attention_weights", "scores"),
-            ("normalize", "x"),
-            ("l2_norm", "x"),
-            ("batch_normalize", "vectors"),
-            ("pairwise_distances", "vectors"),
-        ],
-    )
-    def test_wrong_types(self, name, argument, x):
-        with pytest.raises(TypeError, match=argument):
-            getattr(utils, name)(x)
-
-    def test_wrong_shapes(self):
-        with pytest.raises(
-            ruvector.DimensionMismatchError, match=r"^x .*\(\.\.\., n\), got \(\)"
-        ):
-            utils.softmax(1.0)
-        with pytest.raises(
-            ruvector.DimensionMismatchError, match=r"^vectors .*\(n, d\), got \(3,\)"
-        ):
-            utils.pairwise_distances(np.ones(3))
-        with pytest.raises(ruvector.DimensionMismatchError, match=r"^vectors .*got \(3,\)"):
-            utils.batch_normalize(np.ones(3))
-        with pytest.raises(
-            ruvector.DimensionMismatchError, match=r"^b .*length 3 as in a, got 4"
-        ):
-            utils.cosine_similarity(np.ones(3), np.ones(4))
-        with pytest.raises(
-            ruvector.DimensionMismatchError, match=r"^a and b .*\(2, 3\) and \(4, 3\)"
-        ):
-            utils.cosine_similarity(np.ones((2, 3)), np.ones((4, 3)))
-
-    def test_no_elements(self):
-        for shape in [(0, 3), (2, 0), (2, 0, 3)]:
-            x = np.ones(shape, np.float32)
-            assert utils.softmax(x).shape == shape
-            assert utils.l2_norm(x).shape == shape[:-1]
-            assert utils.batch_normalize(x).shape == shape
-        assert utils.normalize(np.ones((0, 3))).shape == (0, 3)
-        np.testing.assert_array_equal(utils.l2_norm(np.ones((2, 0))), 0)
-
-
-class TestOut:
-    def test_is_returned(self, function):
-        compute, _ = function
-        x = vectors(4, 6, np.float32)
-        expected = compute(x)
-        out = np.empty_like(expected)
-        assert compute(x, out=out) is out
-        np.testing.assert_array_equal(out, expected)
-        strided = np.empty((*expected.shape, 2), np.float32)[..., 0]
-        assert compute(x, out=strided) is strided
-        np.testing.assert_array_equal(strided, expected)
-
-    @pytest.mark.parametrize("dtype", [np.float16, *FLOATS])
-    @pytest.mark.parametrize("name", SAME_SHAPE)
-    def test_in_place(self, name, dtype):
-        compute, _ = ROW_FUNCTIONS[name]
-        x = vectors(4, 6, dtype)
-        expected = compute(x)
-        assert compute(x, out=x) is x
-        np.testing.assert_array_equal(x, expected)
-
-    @pytest.mark.parametrize("name", SAME_SHAPE)
-    def test_overlap(self, name):
-        compute, _ = ROW_FUNCTIONS[name]
-        base = vectors(6, 6, np.float32)
-        for x, out in [(base[:4], base[2:]), (base[2:], base[:4]), (base, base[::-1])]:
-            before = base.copy()
-            expected = compute(x.copy())
-            compute(x, out=out)
-            np.testing.assert_array_equal(out, expected)
-            base[:] = before
-
-    def test_norm_over_its_input(self):
-        x = vectors(6, 6, np.float32)
-        expected = utils.l2_norm(x.copy())
-        np.testing.assert_array_equal(utils.l2_norm(x, out=x[:, 2]), expected)
-
-    def test_cosine_over_its_input(self):
-        a, b = vectors(5, 5, np.float32), vectors(5, 5, np.float32, seed=1)
-        expected = utils.cosine_similarity(a[:, None].copy(), b)
-        np.testing.assert_array_equal(utils.cosine_similarity(a[:, None], b, out=a), expected)
-
-    def test_scalar_result(self):
-        out = np.empty((), np.float32)
-        assert utils.l2_norm([3.0, 4.0], out=out) is out
-        assert out == 5
-
-    def test_must_fit(self):
-        x = vectors(4, 6, np.float32)
-        with pytest.raises(ruvector.DimensionMismatchError, match=r"^out .*\(4, 6\).*\(6, 4\)"):
-            utils.softmax(x, out=np.empty((6, 4), np.float32))
-        with pytest.raises(TypeError, match=r"^out .*float32.*float64"):
-            utils.softmax(x, out=np.empty((4, 6)))
-        with pytest.raises(TypeError, match=r"^out "):
-            utils.softmax(x, out=[0.0])
-        readonly = np.empty((4, 6), np.float32)
-        readonly.flags.writeable = False
-        with pytest.raises(ValueError, match=r"^out .*read-only"):
-            utils.softmax(x, out=readonly)
 
 
 class TestRandomOrthogonalMatrix:

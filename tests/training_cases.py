@@ -1,8 +1,14 @@
-"""Small pairs to train on, and a run that a test can start, kill and resume."""
+"""Small pairs to train on, a loss written out, and a run that a test can start and kill."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+from isolated import environ
 
 from ruvector.training import (
     CurriculumScheduler,
@@ -12,6 +18,7 @@ from ruvector.training import (
     LearningRateScheduler,
     LinearAdapter,
     PairEncoder,
+    SGDOptimizer,
     TemperatureAnnealing,
     Trainer,
     TrainerConfig,
@@ -67,3 +74,58 @@ def everything(trainer):
     for name, x in trainer.history.state().items():
         state[f"history {name}"] = x
     return state
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def info_nce(anchors, candidates, hidden, temperature):
+    """Mean InfoNCE where candidate i is the positive of anchor i, in float64."""
+    scores = unit(anchors) @ unit(candidates).T / temperature
+    scores = np.where(hidden, -np.inf, scores)
+    top = scores.max(axis=1, keepdims=True)
+    lse = np.log(np.exp(scores - top).sum(axis=1)) + top[:, 0]
+    return float((lse - scores[np.arange(len(anchors)), np.arange(len(anchors))]).mean())
+
+
+class Recorder:
+    """A loss that notes what it is called with."""
+
+    def __init__(self, temperature=0.5):
+        self.temperature = temperature
+        self._loss = InfoNCELoss(temperature)
+        self.calls = []
+
+    def compute_with_gradients(self, anchor, positive, negatives=None, **ids):
+        self.calls.append((anchor, positive, negatives, ids, self.temperature))
+        self._loss.temperature = self.temperature
+        return self._loss.compute_with_gradients(anchor, positive, negatives, **ids)
+
+
+def sgd(rate=0.1):
+    return SGDOptimizer(rate)
+
+
+TESTS = Path(__file__).parent
+
+
+def run(code, *arguments, backend=("python", None)):
+    name, isa = backend
+    variables = {"RUVECTOR_BACKEND": name} | ({"RUVECTOR_ISA": isa} if isa else {})
+    environment = environ(**variables)
+    environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], str(TESTS)])
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def same(got, expected):
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
