@@ -11,7 +11,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from ruvector._kernels cimport _dispatch
-from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_I8, rv_softmax_tiles
+from ruvector._kernels._dispatch cimport RV_F16, RV_F32, RV_F64, RV_I8, rv_softmax_tiles
+from ruvector._kernels._numpy cimport data, length, stored_type, stride
 
 cnp.import_array()
 
@@ -19,19 +20,6 @@ cnp.import_array()
 cdef uint32_t INFINITE = 0x7f800000
 cdef uint32_t FLOAT16_END = 0x477ff000
 cdef uint32_t BFLOAT16_END = 0x7f7f8000
-
-
-cdef int stored_type(cnp.ndarray array) except -1:
-    cdef int number = cnp.PyArray_TYPE(array)
-    if number == cnp.NPY_FLOAT32:
-        return RV_F32
-    if number == cnp.NPY_FLOAT16:
-        return RV_F16
-    if number == cnp.NPY_UINT16:
-        return RV_BF16
-    if number == cnp.NPY_INT8:
-        return RV_I8
-    raise TypeError(f"no kernel for arrays of {array.dtype}")
 
 
 cdef struct Rows:
@@ -44,14 +32,16 @@ cdef struct Rows:
 
 cdef int describe(Rows *rows, cnp.ndarray array, object scales) except -1:
     cdef cnp.ndarray factors
-    rows.at = <char *> cnp.PyArray_DATA(array)
-    rows.row, rows.head = cnp.PyArray_STRIDE(array, 0), cnp.PyArray_STRIDE(array, 1)
+    rows.at = data(array)
+    rows.row, rows.head = stride(array, 0), stride(array, 1)
     rows.type = stored_type(array)
+    if rows.type == RV_F64:
+        raise TypeError(f"no kernel for arrays of {array.dtype}")
     rows.scales, rows.scale_head = NULL, 0
     if scales is not None:
         factors = scales
-        rows.scales = <char *> cnp.PyArray_DATA(factors)
-        rows.scale_head = cnp.PyArray_STRIDE(factors, 0)
+        rows.scales = data(factors)
+        rows.scale_head = stride(factors, 0)
     return 0
 
 
@@ -116,8 +106,8 @@ cdef float *new_scratch(Py_ssize_t dim) except NULL:
 def store_rows(cnp.ndarray rows not None, cnp.ndarray out not None, scales):
     """Write rows in the storage type of `out`."""
     cdef Rows source, target
-    cdef Py_ssize_t n = cnp.PyArray_DIM(rows, 0), heads = cnp.PyArray_DIM(rows, 1)
-    cdef Py_ssize_t dim = cnp.PyArray_DIM(rows, 2), item
+    cdef Py_ssize_t n = length(rows, 0), heads = length(rows, 1)
+    cdef Py_ssize_t dim = length(rows, 2), item
     cdef float *scratch
     cdef bint fits
     describe(&source, rows, None)
@@ -140,10 +130,10 @@ def load_rows(cnp.ndarray stored not None, scales):
     describe(&source, stored, scales)
     if source.type == RV_F32:
         return stored
-    shape[0], shape[1] = cnp.PyArray_DIM(stored, 0), cnp.PyArray_DIM(stored, 1)
-    shape[2] = cnp.PyArray_DIM(stored, 2)
+    shape[0], shape[1] = length(stored, 0), length(stored, 1)
+    shape[2] = length(stored, 2)
     out = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
-    at = <float *> cnp.PyArray_DATA(out)
+    at = <float *> data(out)
     with nogil:
         for i in range(shape[0]):
             for h in range(shape[1]):

@@ -5,5 +5,4 @@ cimport numpy as cnp
 from ruvector._kernels._edges cimport Graph
 
 
-cdef int dtype_of(cnp.ndarray array) except -1
 cdef char *describe(Graph *g, cnp.ndarray att, edges, spec, double unit) except NULL

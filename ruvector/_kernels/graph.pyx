@@ -10,10 +10,11 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ruvector._kernels cimport _dispatch
-from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64
+from ruvector._kernels._dispatch cimport RV_F32, RV_F64
 from ruvector._kernels._edge_plan cimport Grid, run_graph, run_grid
 from ruvector._kernels._edges cimport Graph, measure_rows
 from ruvector._kernels._hops cimport group_positions, measure_hops
+from ruvector._kernels._numpy cimport data, dtype_of, length, stride
 from ruvector._kernels._project cimport Projection, run_projection
 
 cnp.import_array()
@@ -21,33 +22,8 @@ cnp.import_array()
 cdef double LOG2E = 1.4426950408889634
 
 
-cdef int dtype_of(cnp.ndarray array) except -1:
-    cdef int number = cnp.PyArray_TYPE(array)
-    if number == cnp.NPY_FLOAT32:
-        return RV_F32
-    if number == cnp.NPY_FLOAT64:
-        return RV_F64
-    if number == cnp.NPY_FLOAT16:
-        return RV_F16
-    if number == cnp.NPY_UINT16:
-        return RV_BF16
-    raise TypeError(f"no kernel for arrays of {array.dtype}")
-
-
-cdef inline char *data(cnp.ndarray array) noexcept:
-    return <char *> cnp.PyArray_DATA(array)
-
-
 cdef inline const void *data_or_null(array) except? NULL:
     return NULL if array is None else data(array)
-
-
-cdef inline Py_ssize_t stride(cnp.ndarray array, int axis) noexcept:
-    return cnp.PyArray_STRIDE(array, axis)
-
-
-cdef inline Py_ssize_t length(cnp.ndarray array, int axis) noexcept:
-    return cnp.PyArray_DIM(array, axis)
 
 
 cdef inline bint is_wide(cnp.ndarray indices) noexcept:

@@ -14,13 +14,10 @@ from ruvector._kernels cimport _dispatch
 from ruvector._kernels._edges_backward cimport Gradient, run_gradient
 from ruvector._kernels._gram cimport Gram, run_gram
 from ruvector._kernels._loops cimport Loops, fill_loops, fold_loops
-from ruvector._kernels.graph cimport describe, dtype_of
+from ruvector._kernels._numpy cimport data, dtype_of, length, stride
+from ruvector._kernels.graph cimport describe
 
 cnp.import_array()
-
-
-cdef inline char *data(cnp.ndarray array) noexcept:
-    return <char *> cnp.PyArray_DATA(array)
 
 
 cdef inline char *data_or_null(array) except? NULL:
@@ -28,15 +25,15 @@ cdef inline char *data_or_null(array) except? NULL:
 
 
 cdef inline Py_ssize_t row(array) except -1:
-    return 0 if array is None else cnp.PyArray_STRIDE(array, 0)
+    return 0 if array is None else stride(array, 0)
 
 
 def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray out, int threads):
     """Multiply the transpose of rows of gradients by rows of inputs."""
     cdef Gram p
     p.tiles = _dispatch.tiles().softmax[dtype_of(x)]
-    p.rows, p.dim = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
-    p.width = cnp.PyArray_DIM(grad, 1)
+    p.rows, p.dim = length(x, 0), length(x, 1)
+    p.width = length(grad, 1)
     p.x, p.grad, p.out = data(x), data(grad), data(out)
     p.x_row, p.grad_row, p.out_row = row(x), row(grad), row(out)
     with nogil:
@@ -45,8 +42,8 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray out, int thread
 
 cdef int describe_loops(Loops *p, cnp.ndarray x, cnp.ndarray indptr, cnp.ndarray indices,
                         Py_ssize_t nodes, cnp.ndarray out) except -1:
-    p.receivers, p.nodes = cnp.PyArray_DIM(indptr, 0) - 1, nodes
-    p.width, p.real = cnp.PyArray_DIM(x, 1), cnp.PyArray_ITEMSIZE(x)
+    p.receivers, p.nodes = length(indptr, 0) - 1, nodes
+    p.width, p.real = length(x, 1), cnp.PyArray_ITEMSIZE(x)
     p.indptr, p.indices = <const int64_t *> data(indptr), <const int64_t *> data(indices)
     p.x, p.x_row, p.out, p.out_row = data(x), row(x), data(out), row(out)
     return 0
@@ -83,8 +80,8 @@ def attend_backward(cnp.ndarray left, cnp.ndarray messages, cnp.ndarray right, e
     try:
         d.products = _dispatch.tiles().softmax[dtype_of(left)]
         d.graph.senders, d.graph.receivers = (
-            cnp.PyArray_DIM(left, 0), cnp.PyArray_DIM(right, 0))
-        d.graph.edges = cnp.PyArray_DIM(indices, 0)
+            length(left, 0), length(right, 0))
+        d.graph.edges = length(indices, 0)
         d.graph.left, d.graph.left_row = data(left), row(left)
         d.graph.right, d.graph.right_row = data(right), row(right)
         d.graph.features, d.graph.feature_row = data_or_null(edges), row(edges)

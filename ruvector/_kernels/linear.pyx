@@ -9,36 +9,12 @@ cimport numpy as cnp
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64, tiles
+from ruvector._kernels._dispatch cimport RV_F32, RV_F64, tiles
 from ruvector._kernels._features cimport Map, Sums, fold_sums
 from ruvector._kernels._linear cimport Call, run, sums_of
+from ruvector._kernels._numpy cimport data, dtype_of, length, stride
 
 cnp.import_array()
-
-
-cdef int dtype_of(cnp.ndarray array) except -1:
-    cdef int number = cnp.PyArray_TYPE(array)
-    if number == cnp.NPY_FLOAT32:
-        return RV_F32
-    if number == cnp.NPY_FLOAT64:
-        return RV_F64
-    if number == cnp.NPY_FLOAT16:
-        return RV_F16
-    if number == cnp.NPY_UINT16:
-        return RV_BF16
-    raise TypeError(f"no kernel for arrays of {array.dtype}")
-
-
-cdef inline char *data(cnp.ndarray array) noexcept:
-    return <char *> cnp.PyArray_DATA(array)
-
-
-cdef inline Py_ssize_t stride(cnp.ndarray array, int axis) noexcept:
-    return cnp.PyArray_STRIDE(array, axis)
-
-
-cdef inline Py_ssize_t length(cnp.ndarray array, int axis) noexcept:
-    return cnp.PyArray_DIM(array, axis)
 
 
 cdef int describe(Call *call, cnp.ndarray x, Py_ssize_t dim_v, features) except -1:

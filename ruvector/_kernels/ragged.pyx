@@ -11,23 +11,12 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from ruvector._kernels._calls cimport describe
 from ruvector._kernels._engine cimport run
+from ruvector._kernels._numpy cimport data, is_plain, length, stride
 from ruvector._kernels._problem cimport Call, Segment
-from ruvector._kernels.softmax cimport describe
 
 cnp.import_array()
-
-
-cdef inline char *data(cnp.ndarray array) noexcept:
-    return <char *> cnp.PyArray_DATA(array)
-
-
-cdef inline Py_ssize_t stride(cnp.ndarray array, int axis) noexcept:
-    return cnp.PyArray_STRIDE(array, axis)
-
-
-cdef inline Py_ssize_t length(cnp.ndarray array, int axis) noexcept:
-    return cnp.PyArray_DIM(array, axis)
 
 
 cdef int fill_segments(const Call *call, Segment *segments, Py_ssize_t count,
@@ -48,16 +37,6 @@ cdef int fill_segments(const Call *call, Segment *segments, Py_ssize_t count,
     return 0
 
 
-cdef inline bint contiguous(object array, int axes) noexcept:
-    """Is it a C-contiguous, aligned, native float32 ndarray of that many axes?"""
-    return (
-        cnp.PyArray_CheckExact(array)
-        and cnp.PyArray_NDIM(<cnp.ndarray> array) == axes
-        and cnp.PyArray_TYPE(<cnp.ndarray> array) == cnp.NPY_FLOAT32
-        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
-    )
-
-
 def plain(list queries not None, list keys not None, list values not None, Py_ssize_t dim):
     """Tell whether memories and their queries are what `attend` takes, as they are."""
     cdef Py_ssize_t count = len(queries), width = -1, s
@@ -66,7 +45,7 @@ def plain(list queries not None, list keys not None, list values not None, Py_ss
         return False
     for s in range(count):
         query, key, value = queries[s], keys[s], values[s]
-        if not (contiguous(query, 1) and contiguous(key, 2) and contiguous(value, 2)):
+        if not (is_plain(query, 1) and is_plain(key, 2) and is_plain(value, 2)):
             return False
         if width < 0:
             width = length(value, 1)

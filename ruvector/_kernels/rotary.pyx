@@ -11,9 +11,8 @@ from libc.stdlib cimport free, malloc
 
 from cpython.exc cimport PyErr_CheckSignals
 
-from ruvector._kernels._dispatch cimport (
-    RV_BF16, RV_F16, RV_F32, RV_F64, rv_decode_tiles, rv_rotary_tiles, tiles,
-)
+from ruvector._kernels._dispatch cimport rv_decode_tiles, rv_rotary_tiles, tiles
+from ruvector._kernels._numpy cimport data, dtype_of, length, stride
 from ruvector._kernels._openmp cimport team_size, thread_index
 
 cnp.import_array()
@@ -34,19 +33,6 @@ cdef struct Rows:
     Py_ssize_t count, dim, x_row, x_head, out_row, out_head
     int heads
     bint neighbours
-
-
-cdef int dtype_of(cnp.ndarray array) except -1:
-    cdef int number = cnp.PyArray_TYPE(array)
-    if number == cnp.NPY_FLOAT32:
-        return RV_F32
-    if number == cnp.NPY_FLOAT64:
-        return RV_F64
-    if number == cnp.NPY_FLOAT16:
-        return RV_F16
-    if number == cnp.NPY_UINT16:
-        return RV_BF16
-    raise TypeError(f"no kernel for arrays of {array.dtype}")
 
 
 cdef inline void turn_row(const Rows *rows, Py_ssize_t i, char *turned) noexcept nogil:
@@ -98,13 +84,13 @@ def rotate(cnp.ndarray x not None, cnp.ndarray out not None, cnp.ndarray positio
     if cnp.PyArray_SIZE(x) == 0:
         return
     rows.rotary, rows.tiles = tiles().rotary[dtype], tiles().decode[dtype]
-    rows.x, rows.out = <const char *> cnp.PyArray_DATA(x), <char *> cnp.PyArray_DATA(out)
-    rows.positions = <const int64_t *> cnp.PyArray_DATA(positions)
-    rows.table = <const char *> cnp.PyArray_DATA(table)
-    rows.count, rows.heads = cnp.PyArray_DIM(x, 0), <int> cnp.PyArray_DIM(x, 1)
-    rows.dim = cnp.PyArray_DIM(x, 2)
-    rows.x_row, rows.x_head = cnp.PyArray_STRIDE(x, 0), cnp.PyArray_STRIDE(x, 1)
-    rows.out_row, rows.out_head = cnp.PyArray_STRIDE(out, 0), cnp.PyArray_STRIDE(out, 1)
+    rows.x, rows.out = data(x), data(out)
+    rows.positions = <const int64_t *> data(positions)
+    rows.table = data(table)
+    rows.count, rows.heads = length(x, 0), <int> length(x, 1)
+    rows.dim = length(x, 2)
+    rows.x_row, rows.x_head = stride(x, 0), stride(x, 1)
+    rows.out_row, rows.out_head = stride(out, 0), stride(out, 1)
     rows.neighbours = neighbours
     with nogil:
         turn_rows(&rows, threads)

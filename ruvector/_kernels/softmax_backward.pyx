@@ -12,11 +12,12 @@ from libc.string cimport memset
 
 from ruvector._kernels cimport _dispatch
 from ruvector._kernels._backward cimport Gradients, GradientSegment, run_backward
-from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64
-from ruvector._kernels._problem cimport Ball, Call, Segment
-from ruvector._kernels.softmax cimport (
+from ruvector._kernels._calls cimport (
     ball_segments, batch_segments, cut_segments, describe, describe_ball,
 )
+from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64
+from ruvector._kernels._numpy cimport data, length, stride
+from ruvector._kernels._problem cimport Ball, Call, Segment
 
 import numpy as np
 
@@ -25,17 +26,9 @@ from ruvector._kernels.fallback import _ball_backward, _ball_sums, _storage
 cnp.import_array()
 
 
-cdef inline char *data(cnp.ndarray array) noexcept:
-    return <char *> cnp.PyArray_DATA(array)
-
-
-cdef inline Py_ssize_t stride(cnp.ndarray array, int axis) noexcept:
-    return cnp.PyArray_STRIDE(array, axis)
-
-
 cdef inline Py_ssize_t spread(cnp.ndarray array, int axis) noexcept:
     """The stride of an axis, 0 where it has one entry that stands for all."""
-    return 0 if cnp.PyArray_DIM(array, axis) == 1 else cnp.PyArray_STRIDE(array, axis)
+    return 0 if length(array, axis) == 1 else stride(array, axis)
 
 
 cdef int storage_of(const Call *call) noexcept:
@@ -129,22 +122,22 @@ def attend_backward(cnp.ndarray query not None, cnp.ndarray key not None,
     cdef Gradients g
     cdef Segment *segments
     cdef GradientSegment *wanted
-    cdef Py_ssize_t batch = cnp.PyArray_DIM(query, 0), count = batch, s, total
+    cdef Py_ssize_t batch = length(query, 0), count = batch, s, total
     cdef bint ragged = spec.cu_seqlens_q is not None
     describe(&call, query, key, spec)
     memset(&g, 0, sizeof(Gradients))
     dtype = storage_of(&call)
     call.tiles = _dispatch.tiles().wide[<int> dtype]
     g.tiles = _dispatch.tiles().backward[<int> dtype]
-    call.dim_v = cnp.PyArray_DIM(value, 3)
+    call.dim_v = length(value, 3)
     call.v_head, call.v_row = stride(value, 1), stride(value, 2)
     call.out_head, call.out_row = stride(out, 1), stride(out, 2)
     call.lse_head, call.lse_row = stride(lse, 1), stride(lse, 2)
     fill_strides(&g, grad_out, grad_lse, grad_query, grad_key, grad_value, grad_bias)
 
     if ragged:
-        count = cnp.PyArray_DIM(spec.cu_seqlens_q, 0) - 1
-    total = batch * call.heads * cnp.PyArray_DIM(query, 2)
+        count = length(spec.cu_seqlens_q, 0) - 1
+    total = batch * call.heads * length(query, 2)
     rows = np.zeros((3, total), np.float64 if call.tiles.real == 8 else np.float32)
     segments = batch_segments(batch + count, query, key, spec)
     wanted = <GradientSegment *> malloc(max(batch + count, 1) * sizeof(GradientSegment))
@@ -227,22 +220,22 @@ cdef int run_ball(given, sums, grad_bias, spec, ball, int threads) except -1:
     cdef Gradients g
     cdef Segment *segments
     cdef GradientSegment *wanted
-    cdef Py_ssize_t batch = cnp.PyArray_DIM(points, 0), b
+    cdef Py_ssize_t batch = length(points, 0), b
     describe_ball(&call, &part, query, key, points, others, spec, ball)
-    if batch == 0 or call.heads == 0 or cnp.PyArray_DIM(points, 2) == 0:
+    if batch == 0 or call.heads == 0 or length(points, 2) == 0:
         return 0
     memset(&g, 0, sizeof(Gradients))
     dtype = RV_F64 if call.tiles.real == 8 else RV_F32
     g.tiles = _dispatch.tiles().backward[<int> dtype]
     call.tiles = _dispatch.tiles().wide[<int> dtype]
-    call.dim_v = cnp.PyArray_DIM(rows, 3)
+    call.dim_v = length(rows, 3)
     call.v_head, call.v_row = stride(rows, 1), stride(rows, 2)
     call.out_head, call.out_row = stride(state, 1), stride(state, 2)
     call.lse_head, call.lse_row = stride(lse, 1), stride(lse, 2)
     flat = call.dim > 0
     fill_strides(&g, sums.grad_state, None, sums.of_query if flat else None,
                  sums.of_key if flat else None, sums.of_rows, grad_bias)
-    scratch = np.empty((batch, call.heads, cnp.PyArray_DIM(points, 2)), lse.dtype)
+    scratch = np.empty((batch, call.heads, length(points, 2)), lse.dtype)
     segments = ball_segments(batch, query, key, points, others, spec)
     wanted = <GradientSegment *> malloc(batch * sizeof(GradientSegment))
     try:
