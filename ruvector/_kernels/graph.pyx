@@ -10,7 +10,6 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ruvector._kernels cimport _dispatch
-from ruvector._kernels._dispatch cimport RV_F32, RV_F64
 from ruvector._kernels._edge_plan cimport Grid, run_graph, run_grid
 from ruvector._kernels._edges cimport Graph, measure_rows
 from ruvector._kernels._hops cimport group_positions, measure_hops

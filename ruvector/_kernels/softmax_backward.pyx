@@ -11,11 +11,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ruvector._kernels cimport _dispatch
-from ruvector._kernels._backward cimport Gradients, GradientSegment, run_backward
+from ruvector._kernels._backward cimport run_backward
 from ruvector._kernels._calls cimport (
     ball_segments, batch_segments, cut_segments, describe, describe_ball,
 )
 from ruvector._kernels._dispatch cimport RV_BF16, RV_F16, RV_F32, RV_F64
+from ruvector._kernels._gradients cimport Gradients, GradientSegment
 from ruvector._kernels._numpy cimport data, length, stride
 from ruvector._kernels._problem cimport Ball, Call, Segment
 
