@@ -17,9 +17,12 @@ from libc.string cimport memcpy, memset
 
 from cpython.exc cimport PyErr_CheckSignals
 
-from ruvector._kernels._dispatch cimport rv_edge, rv_edge_state
+from ruvector._kernels._edge_gradients cimport (
+    Gradient, GradientBlock, Walk, finish_own, gradient_block_bytes, group_columns,
+    lay_out_gradient, put_real, real_at, walk_chunk, walk_rows,
+)
 from ruvector._kernels._edge_plan cimport Item, Plan, chunks_of, edge_work, fill_plan
-from ruvector._kernels._edges cimport BLOCK, Graph, Stretch, sender_of, up
+from ruvector._kernels._edges cimport BLOCK, Graph, up
 from ruvector._kernels._hops cimport group_positions
 from ruvector._kernels._openmp cimport team_size, thread_index
 
@@ -29,251 +32,21 @@ cdef double SMALL_WORK = 1e6
 cdef Py_ssize_t SLAB_ITEMS = 64
 
 
-cdef struct Walk:
-    # Rows of the graph are the own ones: `left` of it is what the others are scored with.
-    Graph graph
-    const Gradient *whole
-    bint by_receiver
-    const int64_t *order       # positions of edges, null where they are in order
-    const char *own_dots
-    const char *other_dots
-    Py_ssize_t own_dots_row, other_dots_row
-    char *out
-    char *message
-    Py_ssize_t out_row, message_row
-    const char *packed         # W for the gradient of features
-    Py_ssize_t columns         # features, padded to whole groups
-    Py_ssize_t partial_size
-    char *partials             # of the items of a slab
-
-
-cdef struct GradientBlock:
-    rv_edge scored[BLOCK]
-    rv_edge dotted[BLOCK]
-    rv_edge_state states[BLOCK]
-    int64_t places[BLOCK]
-    Stretch stretches[BLOCK]
-    int count, stretch
-    char *u                    # padded rows, one an edge
-    char *s
-    char *t
-    char *own                  # padded rows, two a stretch: scored and dotted with
-    char *panel                # features of the block, and what becomes of them
-    char *sums                 # padded rows of the receiver that is open: out and message
-    char *att                  # of the item: a padded row, then that of W
-    char *weight
-
-
-cdef Py_ssize_t gradient_block_bytes(const Walk *w) noexcept nogil:
-    cdef const Graph *g = &w.graph
-    cdef Py_ssize_t real = g.tiles.real
-    return up(sizeof(GradientBlock), 64) + up(
-        BLOCK * (3 * g.padded_row + 2 * g.lds * real) + 2 * g.padded_row
-        + 2 * BLOCK * w.whole.products.cols * real, 64
-    )
-
-
-cdef GradientBlock *lay_out_gradient(const Walk *w, char *memory) noexcept nogil:
-    cdef const Graph *g = &w.graph
-    cdef GradientBlock *block = <GradientBlock *> memory
-    cdef Py_ssize_t row = g.padded_row, heads = g.lds * g.tiles.real
-    block.count = block.stretch = 0
-    block.u = memory + up(sizeof(GradientBlock), 64)
-    block.own = block.u + BLOCK * row
-    block.sums = block.own + 2 * BLOCK * row
-    block.s = block.sums + 2 * row
-    block.t = block.s + BLOCK * heads
-    block.panel = block.t + BLOCK * heads
-    # Lanes beyond the heads are computed, too.
-    memset(block.s, 0, 2 * BLOCK * heads)
-    return block
-
-
-cdef void unpad(const Graph *g, const char *row, char *out) noexcept nogil:
-    cdef Py_ssize_t real = g.tiles.real, bytes = g.model.channels * real, h
-    cdef Py_ssize_t step = <Py_ssize_t> g.model.vectors * g.tiles.lanes * real
-    for h in range(g.model.heads):
-        memcpy(out + h * bytes, row + h * step, bytes)
-
-
-cdef void finish_own(const Walk *w, const char *sums, Py_ssize_t row) noexcept nogil:
-    unpad(&w.graph, sums, w.out + row * w.out_row)
-    if w.message != NULL:
-        unpad(&w.graph, sums + w.graph.padded_row, w.message + row * w.message_row)
-
-
-cdef void add_edge_bias(const Walk *w, GradientBlock *block) noexcept nogil:
-    cdef const Graph *g = &w.graph
-    cdef int e
-    cdef Py_ssize_t h
-    for e in range(block.count):
-        for h in range(g.model.heads):
-            if g.tiles.real == sizeof(double):
-                (<double *> block.s)[e * g.lds + h] += (
-                    <const double *> w.whole.bias)[block.places[e]]
-            else:
-                (<float *> block.s)[e * g.lds + h] += (
-                    <const float *> w.whole.bias)[block.places[e]]
-
-
-cdef void write_edge_bias(const Walk *w, const GradientBlock *block) noexcept nogil:
-    cdef const Graph *g = &w.graph
-    cdef int e
-    cdef Py_ssize_t h
-    cdef double total
-    for e in range(block.count):
-        total = 0
-        for h in range(g.model.heads):
-            if g.tiles.real == sizeof(double):
-                total += (<const double *> block.t)[e * g.lds + h]
-            else:
-                total += (<const float *> block.t)[e * g.lds + h]
-        if g.tiles.real == sizeof(double):
-            (<double *> w.whole.edge_bias)[block.places[e]] = total
-        else:
-            (<float *> w.whole.edge_bias)[block.places[e]] = <float> total
-
-
-cdef void differentiate_features(const Walk *w, GradientBlock *block) noexcept nogil:
-    """The block's part of the gradient of W, du^T e, and its edges' own, du W."""
-    cdef const Graph *g = &w.graph
-    cdef Py_ssize_t real = g.tiles.real, padded = g.padded_row // real, start = 0, bytes
-    cdef char *result = block.panel + BLOCK * w.whole.products.cols * real
-    cdef int e, cols
-    while start < g.model.edge_dim:
-        cols = group_columns(w, start)
-        bytes = min(<Py_ssize_t> cols, g.model.edge_dim - start) * real
-        for e in range(block.count):
-            memcpy(block.panel + e * cols * real,
-                   <const char *> block.scored[e].features + start * real, bytes)
-            memset(block.panel + e * cols * real + bytes, 0, cols * real - bytes)
-        w.whole.products.accumulate(block.panel, cols, block.u, padded, block.count, padded,
-                                    block.weight + start * g.padded_row)
-        if w.whole.features != NULL:
-            w.whole.products.scores(w.packed + start * g.padded_row, cols, block.u, padded,
-                                    block.count, padded, result)
-            for e in range(block.count):
-                memcpy(w.whole.features + block.places[e] * w.whole.feature_row
-                       + start * real, result + e * cols * real, bytes)
-        start += cols
-
-
-cdef inline int group_columns(const Walk *w, Py_ssize_t start) noexcept nogil:
-    cdef int lanes = w.whole.products.lanes
-    return lanes if w.graph.model.edge_dim - start <= lanes else w.whole.products.cols
-
-
-cdef void flush_gradient(const Walk *w, GradientBlock *block) noexcept nogil:
-    """Differentiate the edges held and add them to the sums of their own rows."""
-    cdef const Graph *g = &w.graph
-    cdef const Stretch *stretch
-    cdef Py_ssize_t start = 0, heads = g.lds * g.tiles.real
-    cdef char *message = block.sums if w.message == NULL else block.sums + g.padded_row
-    cdef int i
-    if block.count:
-        g.tiles.transforms(&g.model, block.scored, block.count, block.u, block.s, g.lds)
-        g.tiles.dots(&g.model, block.dotted, block.count, block.t, g.lds)
-        if w.whole.bias != NULL:
-            add_edge_bias(w, block)
-        g.tiles.weigh(&g.model, block.states, block.count, block.s, block.t, g.lds)
-    for i in range(block.stretch):
-        stretch = block.stretches + i
-        if stretch.first:
-            memset(block.sums, 0, 2 * g.padded_row)
-        if stretch.edges:
-            g.tiles.differentiate(&g.model, stretch.edges, block.u + start * g.padded_row,
-                                  block.t + start * heads, g.lds, block.sums, block.att)
-            if not w.by_receiver:
-                g.tiles.accumulate(&g.model, block.dotted + start, stretch.edges,
-                                   block.s + start * heads, g.lds, message)
-        start += stretch.edges
-        if stretch.last:
-            finish_own(w, block.sums, stretch.row)
-    if w.by_receiver and block.count:
-        if w.whole.edge_bias != NULL:
-            write_edge_bias(w, block)
-        if g.model.edge_dim:
-            differentiate_features(w, block)
-    block.count = block.stretch = 0
-
-
-cdef void open_own(const Walk *w, GradientBlock *block, Py_ssize_t row,
-                   bint first) noexcept nogil:
-    cdef const Graph *g = &w.graph
-    cdef char *own
-    if block.stretch == BLOCK:
-        flush_gradient(w, block)
-    own = block.own + 2 * block.stretch * g.padded_row
-    g.tiles.pad(&g.model, g.right + row * g.right_row, 1.0, g.shift, own)
-    g.tiles.pad(&g.model, w.own_dots + row * w.own_dots_row, 1.0, NULL, own + g.padded_row)
-    block.stretches[block.stretch] = Stretch(row, 0, first, False)
-    block.stretch += 1
-
-
-cdef void walk_edges(const Walk *w, GradientBlock *block, Py_ssize_t row, int64_t begin,
-                     int64_t end) noexcept nogil:
-    """Take edges of one own row, whose stretch is open."""
-    cdef const Graph *g = &w.graph
-    cdef int64_t i, other, ahead, place, receiver
-    cdef char *own
-    cdef int e
-    for i in range(begin, end):
-        if block.count == BLOCK:
-            flush_gradient(w, block)
-            open_own(w, block, row, False)
-        e = block.count
-        place = i if w.order == NULL else w.order[i]
-        other = sender_of(g, i)
-        ahead = sender_of(g, min(i + BLOCK, <int64_t> g.edges - 1))
-        receiver = row if w.by_receiver else other
-        own = block.own + 2 * (block.stretch - 1) * g.padded_row
-        block.places[e] = place
-        block.scored[e].left = g.left + other * g.left_row
-        block.scored[e].ahead = g.left + ahead * g.left_row
-        block.scored[e].right = own
-        block.scored[e].features = g.features + place * g.feature_row
-        block.dotted[e].left = w.other_dots + other * w.other_dots_row
-        block.dotted[e].ahead = w.other_dots + ahead * w.other_dots_row
-        block.dotted[e].right = own + g.padded_row
-        block.states[e].lse = w.whole.lse + receiver * w.whole.state_row
-        block.states[e].delta = w.whole.delta + receiver * w.whole.state_row
-        block.stretches[block.stretch - 1].edges += 1
-        block.count += 1
-
-
 cdef inline void walk_item(const Walk *w, const Plan *plan, Py_ssize_t index) noexcept nogil:
     cdef const Item *item = plan.items + index
     cdef const Graph *g = &w.graph
     cdef GradientBlock *block = lay_out_gradient(
         w, plan.scratch + thread_index() * plan.scratch_size)
-    cdef Py_ssize_t i
     block.att = block.weight = NULL
     if w.by_receiver:
         block.att = w.partials + index % SLAB_ITEMS * w.partial_size
         block.weight = block.att + g.padded_row
         memset(block.att, 0, w.partial_size)
     if item.state >= 0:
-        open_own(w, block, item.row, True)
-        walk_edges(w, block, item.row, item.begin, item.end)
-        flush_gradient(w, block)
+        walk_chunk(w, block, item.row, item.begin, item.end)
         memcpy(plan.memory + item.state * plan.state_size, block.sums, 2 * g.padded_row)
-        return
-    for i in range(item.row, item.stop):
-        open_own(w, block, i, True)
-        walk_edges(w, block, i, g.indptr[i], g.indptr[i + 1])
-        block.stretches[block.stretch - 1].last = True
-    flush_gradient(w, block)
-
-
-cdef inline double real_at(const char *x, Py_ssize_t i, Py_ssize_t real) noexcept nogil:
-    return (<const double *> x)[i] if real == sizeof(double) else (<const float *> x)[i]
-
-
-cdef inline void put_real(char *x, Py_ssize_t i, Py_ssize_t real, double value) noexcept nogil:
-    if real == sizeof(double):
-        (<double *> x)[i] = value
     else:
-        (<float *> x)[i] = <float> value
+        walk_rows(w, block, item.row, item.stop)
 
 
 cdef void finish_chunks(const Walk *w, const Plan *plan) noexcept nogil:

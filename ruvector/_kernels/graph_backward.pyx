@@ -11,7 +11,8 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from ruvector._kernels cimport _dispatch
-from ruvector._kernels._edges_backward cimport Gradient, run_gradient
+from ruvector._kernels._edge_gradients cimport Gradient
+from ruvector._kernels._edges_backward cimport run_gradient
 from ruvector._kernels._gram cimport Gram, run_gram
 from ruvector._kernels._loops cimport Loops, fill_loops, fold_loops
 from ruvector._kernels._numpy cimport data, dtype_of, length, stride
