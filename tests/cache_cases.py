@@ -32,7 +32,7 @@ def stored(x, dtype, heads=1):
 
 def quantized(x, heads):
     """Give whole numbers ``(n, heads, d)`` and scales ``(n, heads)`` of float32 rows."""
-    parts = x.reshape(len(x), heads, -1).astype(np.float64)
+    parts = x.reshape(len(x), heads, x.shape[1] // heads).astype(np.float64)
     largest = np.abs(parts).max(axis=-1).astype(np.float32)
     scale = (largest / np.float32(127)).astype(np.float64)
     quotient = parts / np.where(scale == 0, 1, scale)[..., None]
