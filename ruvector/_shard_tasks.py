@@ -14,7 +14,8 @@ from . import _mapped
 from ._arrays import Array, compute_dtype, kept
 from ._checks import integer
 from ._options import Window, checked_sides, read_mask
-from ._shards import Plan, Upstream, is_cache, make_plan, merge_tree
+from ._shard_plans import Plan, Upstream
+from ._shards import is_cache, make_plan, merge_tree
 from .attention import Attention
 from .errors import (
     DimensionMismatchError,

@@ -25,8 +25,9 @@ from ._arrays import Array, compute_dtype
 from ._checks import integer
 from ._dask_trainer import Trainer
 from ._options import Window, checked_sides
+from ._shard_plans import Plan, Upstream
 from ._shard_tasks import checked_upstream, cut_mask, summed
-from ._shards import Plan, Upstream, make_plan, merge_tree
+from ._shards import make_plan, merge_tree
 from .attention import Attention
 from .errors import DimensionMismatchError, EmptyInputError, InvalidConfigError
 
