@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._cache import KVCache, Storage
 from ._selftest_reference import attention
-from .stream import KVCache, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
