@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import ruvector
@@ -40,3 +42,30 @@ def output(code: str, *arguments: str, path: Path = PACKAGE.parent, **environmen
     done = python("-c", code, *arguments, path=path, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def selecting(backend: tuple[str, str | None]) -> dict[str, str]:
+    """Return the variables under which a process uses a backend and an instruction set."""
+    name, isa = backend
+    return {"RUVECTOR_BACKEND": name} | ({} if isa is None else {"RUVECTOR_ISA": isa})
+
+
+def interrupted(code: str, **environment: str) -> None:
+    """Run code that prints a line before a long call, and Ctrl-C must end that call."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code],
+        env=environ(**environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert printed == ""
+    assert "KeyboardInterrupt" in errors

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
-from isolated import environ, output
+from isolated import interrupted, output, selecting
 
 # In a process of its own, so that no earlier peak hides this one.
 MEASURE = """
@@ -56,15 +53,10 @@ CALLS = {
 }
 
 
-def _variables(backend):
-    name, isa = backend
-    return {"RUVECTOR_BACKEND": name} | ({} if isa is None else {"RUVECTOR_ISA": isa})
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("call", CALLS)
 def test_memory_does_not_grow_with_the_lengths(backend, call):
-    assert int(output(MEASURE, *CALLS[call], **_variables(backend))) < LIMIT
+    assert int(output(MEASURE, *CALLS[call], **selecting(backend))) < LIMIT
 
 
 INTERRUPTED = """
@@ -85,19 +77,4 @@ print("finished", flush=True)
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_control_c_ends_a_long_call(backend):
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", INTERRUPTED],
-        env=environ(**_variables(backend)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout.readline() == "started\n"
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-            printed, errors = process.communicate(timeout=20)
-        finally:
-            process.kill()
-    assert printed == ""
-    assert "KeyboardInterrupt" in errors
+    interrupted(INTERRUPTED, **selecting(backend))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from isolated import output
+from isolated import output, selecting
 
 from ruvector import _kernels
 
@@ -57,9 +57,7 @@ pytestmark = [
 
 def peak(pair, *arguments):
     """Return the MiB that a call takes beside its arguments."""
-    backend, isa = pair
-    chosen = {"RUVECTOR_BACKEND": backend, **({"RUVECTOR_ISA": isa} if isa else {})}
-    return int(output(CODE, *arguments, **chosen))
+    return int(output(CODE, *arguments, **selecting(pair)))
 
 
 def test_no_array_of_edges_by_channels(pair):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from isolated import output
+from isolated import output, selecting
 
 from ruvector import _kernels
 
@@ -44,9 +44,7 @@ print((status("VmHWM:") - before) // 1024)
 @pytest.mark.parametrize("ids", ["plain", "ids"])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[1] or pair[0])
 def test_no_square_of_the_batch(pair, ids):
-    backend, isa = pair
-    chosen = {"RUVECTOR_BACKEND": backend, **({"RUVECTOR_ISA": isa} if isa else {})}
     # The scores would have 1024 MiB and a mask 256; what has a row for every anchor has 4, and
     # there are four of these: two gradients and two arrays of unit vectors. A mask comes in
     # blocks of 16.
-    assert int(output(CODE, ids, **chosen)) < (60 if ids == "ids" else 36)
+    assert int(output(CODE, ids, **selecting(pair))) < (60 if ids == "ids" else 36)

@@ -10,7 +10,7 @@ import pytest
 import reference_rotary
 from hypothesis import given
 from hypothesis import strategies as st
-from isolated import output
+from isolated import output, selecting
 from softmax_cases import (
     LAYOUTS,
     SIZES,
@@ -324,6 +324,4 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("num_queries", [1, 64])
 def test_keys_are_never_turned_as_a_whole(backend, num_queries):
-    name, isa = backend
-    variables = {"RUVECTOR_BACKEND": name} | ({} if isa is None else {"RUVECTOR_ISA": isa})
-    assert int(output(MEASURE, str(num_queries), **variables)) < 24e6
+    assert int(output(MEASURE, str(num_queries), **selecting(backend))) < 24e6

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from isolated import environ
+from isolated import environ, selecting
 
 from ruvector.training import (
     CurriculumScheduler,
@@ -111,9 +111,7 @@ TESTS = Path(__file__).parent
 
 
 def run(code, *arguments, backend=("python", None)):
-    name, isa = backend
-    variables = {"RUVECTOR_BACKEND": name} | ({"RUVECTOR_ISA": isa} if isa else {})
-    environment = environ(**variables)
+    environment = environ(**selecting(backend))
     environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], str(TESTS)])
     return subprocess.run(
         [sys.executable, "-P", "-c", code, *map(str, arguments)],

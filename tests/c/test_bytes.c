@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "table.h"
+#include "numbers.h"
 
 #define HEADS 2
 #define GROUP 3
@@ -14,13 +14,6 @@
 #define KEYS 40
 
 static const char *isa;
-static unsigned long long seed;
-
-static double uniform(void)
-{
-    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-    return (double)(seed >> 11) / 9007199254740992.0 - 0.5;
-}
 
 static void check(int holds, const char *what, int dim, double error)
 {

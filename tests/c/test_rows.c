@@ -6,30 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "table.h"
+#include "numbers.h"
 
 #define ROWS 37
 #define TILE 64
 
 static const char *isa;
-static unsigned long long seed = 1;
-
-static double uniform(void)
-{
-    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-    return (double)(seed >> 11) / 9007199254740992.0 - 0.5;
-}
-
-static double get(const void *x, ptrdiff_t i, int dtype)
-{
-    return dtype == RV_F32 ? ((const float *)x)[i] : ((const double *)x)[i];
-}
-
-static void put(void *x, ptrdiff_t i, int dtype, double value)
-{
-    if (dtype == RV_F32) ((float *)x)[i] = (float)value;
-    else ((double *)x)[i] = value;
-}
 
 static void check(const char *what, int dtype, int d, double actual, double expected)
 {

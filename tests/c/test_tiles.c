@@ -10,20 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "table.h"
+#include "numbers.h"
 
 #define MOST_COLS 64
 #define MOST_DIM 160
 
 static const char *isa;
-static unsigned long long seed;
 static int every = 1;
-
-static double uniform(void)
-{
-    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-    return (double)(seed >> 11) / 9007199254740992.0 - 0.5;
-}
 
 static void fail(const char *what, int dtype, int rows, int keys, int dim, double error)
 {
