@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from class_gradient_cases import check_results
 
 import ruvector
 from ruvector import DualSpaceAttention, HyperbolicAttention, _ball_backward
@@ -269,27 +270,7 @@ class TestAgreement:
     def test_the_result_is_that_of_compute(self, name):
         attention = MECHANISMS[name]()
         given = [x.astype("float32") for x in arrays(attention, (2, 3))]
-        mask = np.array([True, False, True, True, True])
-        for flags in (
-            {},
-            {"return_lse": True},
-            {"return_weights": True},
-            {"return_lse": True, "return_weights": True},
-        ):
-            wanted = attention.compute(*given, mask=mask, **flags)
-            first = wanted[0] if flags else wanted
-            got, gradients = attention.compute_with_gradients(
-                *given, np.ones_like(first), mask=mask, **flags
-            )
-            assert isinstance(got, tuple) == bool(flags)
-            for a, b in zip(
-                got if flags else (got,), wanted if flags else (wanted,), strict=True
-            ):
-                np.testing.assert_array_equal(a, b)
-            assert gradients.mask is None
-            for part, x in zip(("query", "keys", "values"), given, strict=True):
-                assert gradients[part].shape == x.shape
-                assert gradients[part].dtype == np.float32
+        check_results(attention, given)
 
     def test_shared_memory_sums_over_the_batch(self, name, monkeypatch):
         attention = MECHANISMS[name]()

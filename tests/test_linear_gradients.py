@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from class_gradient_cases import check_dtype, check_results
 
 import ruvector
 from ruvector.functional import linear_attention_backward
@@ -67,21 +68,7 @@ class TestClass:
     def test_the_result_is_that_of_compute(self, kernel, causal, shapes):
         attention = ruvector.LinearAttention(4, 6, kernel, causal=causal)
         arrays = [normal(*shape, seed=i, dtype="float32") for i, shape in enumerate(shapes)]
-        mask = np.array([True, False, True, True, True])
-        wanted = attention.compute(*arrays, mask=mask, return_lse=True, return_weights=True)
-        got, gradients = attention.compute_with_gradients(
-            *arrays, np.ones_like(wanted[0]), mask=mask, return_lse=True, return_weights=True
-        )
-        for a, b in zip(got, wanted, strict=True):
-            np.testing.assert_array_equal(a, b)
-        assert gradients.mask is None
-        for array, x in zip(
-            (gradients.query, gradients.keys, gradients.values), arrays, strict=True
-        ):
-            assert array.shape == x.shape
-            assert array.dtype == np.float32
-        for name, array in attention.parameters().items():
-            assert gradients.parameters[name].dtype == array.dtype
+        check_results(attention, arrays)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
@@ -90,16 +77,8 @@ def test_dtypes(dtype, causal):
     if dtype == "bfloat16":
         dtype = pytest.importorskip("ml_dtypes").bfloat16
     attention = ruvector.LinearAttention(8, 16, causal=causal)
-    arrays = [normal(*shape).astype(dtype) for shape in ((3, 8), (9, 8), (9, 5))]
-    mask = normal(9).astype(dtype)
-    wide = [x.astype(np.float64) for x in (*arrays, mask)]
-    grad = normal(3, 5)
-    _, got = attention.compute_with_gradients(*arrays, grad, mask=mask)
-    _, true = attention.compute_with_gradients(*wide[:3], grad, mask=wide[3])
-    for name in ("query", "keys", "values", "mask"):
-        assert got[name].dtype == dtype
-        error = np.abs(got[name].astype(np.float64) - true[name]).max()
-        assert error < {"float64": 1e-12, "float32": 1e-5}.get(np.dtype(dtype).name, 0.03)
+    arrays = [normal(*shape) for shape in ((3, 8), (9, 8), (9, 5))]
+    got = check_dtype(attention, dtype, arrays, normal(9), normal(3, 5))
     assert got.parameters["projection"].dtype == np.float32
 
 

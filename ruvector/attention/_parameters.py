@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from .._arrays import Array, floating
 from ..errors import DimensionMismatchError, InvalidConfigError
 
-__all__ = ["Learned"]
+__all__ = ["Learned", "taken_parameters"]
 
 
 class Learned:
@@ -54,21 +54,27 @@ class Learned:
         DimensionMismatchError
             If a shape is another one.
         """
-        if set(state) != set(self._parameters):
-            raise InvalidConfigError(
-                f"state must hold {sorted(self._parameters)}, got {sorted(state)}"
-            )
-        taken = {}
-        for name, array in self._parameters.items():
-            given = floating(state[name], name)
-            if given.shape != array.shape:
-                raise DimensionMismatchError(
-                    f"{name} must have shape {array.shape}, got {given.shape}"
-                )
-            taken[name] = given.astype(array.dtype)
+        taken = taken_parameters(state, self._parameters)
         self._check_parameters(taken)
         for name, given in taken.items():
             np.copyto(self._parameters[name], given)
 
     def _check_parameters(self, parameters: Mapping[str, Array]) -> None:
         """Raise where a value is outside its domain."""
+
+
+def taken_parameters(
+    state: Mapping[str, ArrayLike], parameters: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return what a saved state holds for parameters, once all of it is found to fit them."""
+    if set(state) != set(parameters):
+        raise InvalidConfigError(f"state must hold {sorted(parameters)}, got {sorted(state)}")
+    taken = {}
+    for name, array in parameters.items():
+        given = floating(state[name], name)
+        if given.shape != array.shape:
+            raise DimensionMismatchError(
+                f"{name} must have shape {array.shape}, got {given.shape}"
+            )
+        taken[name] = given.astype(array.dtype)
+    return taken

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from .._arrays import BFLOAT16, FLOAT32, Array, cast, compute_dtype, floating, integers, vectors
 from .._checks import flag
 from ..attention import Attention, EdgeFeaturedAttention
+from ..attention._parameters import taken_parameters
 from ..errors import DimensionMismatchError, InvalidConfigError
 from .model import learned_of
 
@@ -52,18 +53,8 @@ class _OwnState:
             If a shape is another one.
         """
         parameters = self.parameters()
-        if set(state) != set(parameters):
-            raise InvalidConfigError(
-                f"state must hold {sorted(parameters)}, got {sorted(state)}"
-            )
-        taken = {name: floating(state[name], name) for name in parameters}
-        for name, array in parameters.items():
-            if taken[name].shape != array.shape:
-                raise DimensionMismatchError(
-                    f"{name} must have shape {array.shape}, got {taken[name].shape}"
-                )
-        for name, array in parameters.items():
-            np.copyto(array, taken[name], casting="same_kind")
+        for name, given in taken_parameters(state, parameters).items():
+            np.copyto(parameters[name], given)
 
 
 class MemoryEncoder(_OwnState):
