@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sysconfig
 import threading
 
 import numpy as np
 import pytest
+from isolated import output
 
 import ruvector
 
@@ -18,6 +20,14 @@ ATTENTION = {
     "heads": ruvector.MultiHeadAttention(32, 4),
     "causal": ruvector.FlashAttention(32, causal=True),
     "local": ruvector.LocalGlobalAttention(32, 5, 1),
+    "linear": ruvector.LinearAttention(32, 16, seed=1),
+    "ball": ruvector.HyperbolicAttention(32, inputs="tangent"),
+    "dual": ruvector.DualSpaceAttention(
+        euclidean_dim=20, hyperbolic_dim=12, num_heads=2, curvature=1.0
+    ),
+    "experts": ruvector.MoEAttention(dim=32, num_experts=4, top_k=2, seed=1),
+    "edges": ruvector.EdgeFeaturedAttention(node_dim=32, edge_dim=3, num_heads=2, seed=1),
+    "rotary": ruvector.GraphRoPEAttention(dim=32, max_position=128),
 }
 
 
@@ -63,10 +73,75 @@ def test_one_object_and_one_memory(name, length):
     keys, values = normal(length, 32), normal(length, 32, seed=1)
     queries = [normal(*((32,) if i % 2 else (length, 32)), seed=2 + i) for i in range(THREADS)]
 
+    lse = {} if name == "experts" else {"return_lse": True}  # a mixture has no single one
+
     def work(i):
-        return attention.compute(queries[i], keys, values, return_lse=True, return_weights=True)
+        return attention.compute(queries[i], keys, values, return_weights=True, **lse)
 
     same(at_once(work), work)
+
+
+@pytest.mark.parametrize("name", list(ATTENTION))
+def test_gradients_through_one_object(name):
+    attention = ATTENTION[name]
+    keys, values = normal(60, 32), normal(60, 32, seed=1)
+    queries = [normal(60, 32, seed=2 + i) for i in range(THREADS)]
+    width = attention.compute(queries[0], keys, values).shape[-1]
+    grad = normal(60, width, seed=40)
+
+    def work(i):
+        out, grads = attention.compute_with_gradients(queries[i], keys, values, grad)
+        return out, grads.query, grads.keys, grads.values
+
+    same(at_once(work), work)
+
+
+def test_one_cache_read_by_all():
+    cache = ruvector.KVCache(32, num_heads=2)
+    cache.append(normal(500, 32), normal(500, 32, seed=1))
+
+    def work(i):
+        return cache.attend(normal(3, 32, seed=2 + i), return_lse=True)
+
+    same(at_once(work), work)
+
+
+def test_every_routed_row_is_counted():
+    attention = ruvector.MoEAttention(dim=32, num_experts=4, top_k=2, seed=1)
+    keys, query = normal(20, 32), normal(5, 32, seed=1)
+    attention.compute(query, keys, keys)
+    alone = attention.routing_stats
+    attention.reset_routing_stats()
+    at_once(lambda i: (attention.compute(query, keys, keys),))
+    together = attention.routing_stats
+    np.testing.assert_array_equal(together.routings, THREADS * ROUNDS * alone.routings)
+    assert together.queries == THREADS * ROUNDS * len(query)
+
+
+def test_an_optimizer_for_each_thread():
+    start, loss = normal(40, 8), ruvector.InfoNCELoss(0.1)
+
+    def work(i):
+        params, optimizer = start.copy(), ruvector.AdamWOptimizer(0.01)
+        positive = normal(40, 8, seed=2 + i)
+        for _ in range(3):
+            found = loss.compute_with_gradients(params, positive)
+            params = optimizer.step(found.anchor, params=params)
+        return (params,)
+
+    same(at_once(work), work)
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="it has a GIL")
+def test_the_gil_stays_off():
+    """One module that does not declare itself turns it on, with a warning."""
+    code = (
+        "import importlib, pkgutil, sys, ruvector, ruvector._kernels as kernels\n"
+        "for module in pkgutil.iter_modules(kernels.__path__, 'ruvector._kernels.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print(sys._is_gil_enabled())"
+    )
+    assert output(code, PYTHONWARNINGS="error") == "False"
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

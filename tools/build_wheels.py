@@ -4,9 +4,10 @@
 
 The sdist; from it the pure-Python wheel and, on Debian with gcc, Linux wheels for glibc 2.17
 and newer, compiled against the C library of Debian 11 and repaired by auditwheel; the abi3
-claim is checked by abi3audit. Each is installed into a fresh environment of every CPython
-found here, with no compiler on the path, and tested; aarch64 runs under qemu-user.
-Everything else is written below build/wheels.
+claim is checked by abi3audit. A free-threaded CPython that is found here, such as the one of
+tools/free_threaded_python.py, has no limited API and gets a wheel of its own. Each is installed
+into a fresh environment of every CPython that it is for, with no compiler on the path, and
+tested; aarch64 runs under qemu-user. Everything else is written below build/.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
 from pathlib import Path
 
 import check_artifacts
 from debian_roots import PYTHON, TOOLCHAIN, TRIPLET, debian_root, run
+from free_threaded_python import PYTHON as FREE_THREADED
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOTS = ROOT / "build" / "debian"
 TOOLS = [
     "abi3audit>=0.0.20",
     "auditwheel>=6.2",
@@ -58,13 +60,13 @@ def say(*words):
 class Workshop:
     """The folder for what is made on the way, and the tools in an environment of their own."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, interpreter=sys.executable):
         self.folder = folder
         self.environment = folder / "tools"
         self.python = self.environment / "bin" / "python"
         if not self.python.exists():
-            venv.create(self.environment, with_pip=True)
-            run(self.python, "-m", "pip", "install", "-q", *TOOLS)
+            run(interpreter, "-m", "venv", self.environment)
+            run(self.python, "-m", "pip", "install", "-q", "--only-binary", ":all:", *TOOLS)
 
     def fresh(self, name):
         """Return an empty folder."""
@@ -123,7 +125,7 @@ def build_pure(shop, sdist):
 
 def build_compiled(shop, sdist, machine):
     """Build a wheel for Linux systems from glibc 2.17 on, with libgomp inside."""
-    root = debian_root(shop.folder / f"{OLD}-{machine}", OLD, machine, TOOLCHAIN)
+    root = debian_root(ROOTS / f"{OLD}-{machine}", OLD, machine, TOOLCHAIN)
     compiler = f"{COMPILER[machine]} --sysroot={root}"
     source = shop.unpacked(sdist, f"src-{machine}")
     header = source.parent / "first_glibc.h"
@@ -143,17 +145,18 @@ def build_compiled(shop, sdist, machine):
         env=shop.environ(LD_LIBRARY_PATH=str(root / "usr" / "lib" / TRIPLET[machine])),
     )
     (wheel,) = repaired.iterdir()
-    run(shop.environment / "bin" / "abi3audit", "--strict", wheel)
+    if "-abi3-" in wheel.name:
+        run(shop.environment / "bin" / "abi3audit", "--strict", wheel)
     return wheel
 
 
 def interpreters():
     """Return every CPython from 3.11 on that is found here, by version."""
     names = [f"python3.{minor}{t}" for minor in range(11, 20) for t in ("", "t")]
-    candidates = [sys.executable, *filter(None, map(shutil.which, names))]
+    candidates = [sys.executable, *filter(None, map(shutil.which, names)), FREE_THREADED]
     candidates += map(str, Path.home().glob(".pyenv/versions/*/bin/python3"))
     found = {}
-    for candidate in candidates:
+    for candidate in filter(os.path.exists, candidates):
         done = subprocess.run([candidate, "-c", DESCRIBE], capture_output=True, text=True)
         if done.returncode != 0:  # a shim for a version that is not selected
             continue
@@ -162,6 +165,17 @@ def interpreters():
             name = f"{version[0]}.{version[1]}{'t' if free_threaded else ''}"
             found.setdefault(name, candidate)
     return dict(sorted(found.items()))
+
+
+def build_free_threaded(shop, sdist, machine):
+    """Build a wheel for each free-threaded interpreter that is found here."""
+    wheels = []
+    for name, interpreter in interpreters().items():
+        if name.endswith("t"):
+            say(machine, "for CPython", name)
+            own = Workshop(shop.folder / name, interpreter)
+            wheels.append(build_compiled(own, sdist, machine))
+    return wheels
 
 
 def away(shop, name):
@@ -198,7 +212,7 @@ def test_here(shop, wheel, interpreter):
 
 def test_emulated(shop, wheel, machine):
     """Test a wheel of another architecture: Debian's Python of that kind under qemu-user."""
-    root = debian_root(shop.folder / f"{EMULATED}-{machine}", EMULATED, machine, PYTHON)
+    root = debian_root(ROOTS / f"{EMULATED}-{machine}", EMULATED, machine, PYTHON)
     site = shop.fresh(f"site-{machine}")
     install = ["-m", "pip", "install", "-q", "--target", site, "--only-binary", ":all:"]
     install += ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"]
@@ -224,14 +238,15 @@ def test_emulated(shop, wheel, machine):
 
 def test(shop, wheel):
     """Test a wheel on every interpreter that it is for, or under an emulator."""
-    pure = wheel.name.endswith("-none-any.whl")
-    machine = "x86_64" if wheel.stem.endswith("x86_64") else "aarch64"
-    if not pure and machine != os.uname().machine:
+    abi, platform = wheel.stem.split("-")[-2:]
+    machine = "x86_64" if platform.endswith("x86_64") else "aarch64"
+    if abi != "none" and machine != os.uname().machine:
         say(wheel.name, "under qemu")
         test_emulated(shop, wheel, machine)
         return
     for name, interpreter in interpreters().items():
-        if pure or not name.endswith("t"):  # free-threaded builds have no limited API
+        own = f"cp{name.replace('.', '')}"
+        if abi in ("none", own) or (abi == "abi3" and not name.endswith("t")):
             say(wheel.name, "on CPython", name)
             test_here(shop, wheel, interpreter)
 
@@ -269,6 +284,8 @@ def main():
             made.append(build_pure(shop, sdist))
         else:
             made.append(build_compiled(shop, sdist, kind))
+            if kind == os.uname().machine:
+                made += build_free_threaded(shop, sdist, kind)
 
     say("contents")
     if check_artifacts.main(made):

@@ -1,8 +1,9 @@
-"""Folders with parts of a Debian release, unpacked from its packages without installing them.
+"""Parts of a Debian release, unpacked from its packages without installing them.
 
 An old release's C library, headers and libgomp are what makes a wheel run on old systems; a
-foreign architecture's Python is what tests a wheel under qemu. Packages come through apt,
-from the mirror that this machine is set up with, and apt checks their signatures.
+foreign architecture's Python is what tests a wheel under qemu; the sources of Python make a
+free-threaded one. Packages come through apt, from the mirror that this machine is set up with,
+and apt checks their signatures.
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ def mirror():
     raise SystemExit("apt knows no Debian mirror here")
 
 
-def download(folder, release, architecture, packages):
-    """Fetch packages of a release, whatever this machine itself runs."""
-    for name in ("lists/partial", "cache/archives/partial", "debs"):
+def apt(folder, kind, release, architecture):
+    """Return an apt command line for a release, whatever this machine itself runs."""
+    for name in ("lists/partial", "cache/archives/partial", "files"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    source = f"deb [arch={architecture} signed-by={KEYRING}] {mirror()} {release} main\n"
+    source = f"{kind} [arch={architecture} signed-by={KEYRING}] {mirror()} {release} main\n"
     (folder / "sources.list").write_text(source)
     (folder / "status").touch()
     options = {
@@ -84,12 +85,25 @@ def download(folder, release, architecture, packages):
         "Dir::State::lists": folder / "lists",
         "Dir::State::status": folder / "status",
     }
-    apt = ["apt-get", "-qq"]
+    command = ["apt-get", "-qq"]
     for name, setting in options.items():
-        apt += ["-o", f"{name}={setting}"]
-    run(*apt, "update")
-    run(*apt, "download", *packages, cwd=folder / "debs")
-    return sorted((folder / "debs").glob("*.deb"))
+        command += ["-o", f"{name}={setting}"]
+    run(*command, "update")
+    return command
+
+
+def download(folder, release, architecture, packages):
+    """Fetch packages of a release."""
+    run(*apt(folder, "deb", release, architecture), "download", *packages, cwd=folder / "files")
+    return sorted((folder / "files").glob("*.deb"))
+
+
+def download_source(folder, release, package):
+    """Fetch the upstream sources of a package of a release."""
+    command = apt(folder, "deb-src", release, DEBIAN[os.uname().machine])
+    run(*command, "source", "--download-only", "--tar-only", package, cwd=folder / "files")
+    (tarball,) = (folder / "files").glob("*.orig.tar.xz")
+    return tarball
 
 
 def unpack(debs, root):
