@@ -129,7 +129,8 @@ def kernel_extensions():
     from Cython.Build import cythonize
 
     simd, include = KERNELS / "simd", KERNELS / "include"
-    macros = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+    # A CFLAGS of the user replaces Python's own flags, NDEBUG among them.
+    macros = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NDEBUG", None)]
     if LIMITED_API:
         macros.append(("Py_LIMITED_API", LIMITED_API))
     extensions = []
