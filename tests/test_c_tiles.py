@@ -7,7 +7,9 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,12 +32,13 @@ def _tool(*names):
 
 def _build(folder, compiler, *flags):
     """Compile the tiles once and link every program with them: the path of each by name."""
+    compiler = [compiler] if isinstance(compiler, str) else compiler
     tiles = sorted(TILES.glob("*.c"))
     sources = [*tiles, *(HERE / "c" / f"{name}.c" for name in PROGRAMS)]
 
     def compiled(source):
         out = folder / f"{source.stem}.o"
-        command = [compiler, *FLAGS, *flags, "-c", str(source), "-o", str(out)]
+        command = [*compiler, *FLAGS, *flags, "-c", str(source), "-o", str(out)]
         subprocess.run(command, check=True, timeout=300)
         return str(out)
 
@@ -43,7 +46,7 @@ def _build(folder, compiler, *flags):
         objects = list(pool.map(compiled, sources))
     shared = objects[: len(tiles)]
     for name, own in zip(PROGRAMS, objects[len(tiles) :], strict=True):
-        command = [compiler, *flags, own, *shared, "-lm", "-o", str(folder / name)]
+        command = [*compiler, *flags, own, *shared, "-lm", "-o", str(folder / name)]
         subprocess.run(command, check=True, timeout=300)
     return {name: str(folder / name) for name in PROGRAMS}
 
@@ -155,3 +158,36 @@ def unknown(tmp_path_factory):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_unknown_architecture(unknown, name):
     assert _names(_run(unknown[name], "quick")) == ["scalar"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="zig (PyPI: ziglang) is missing")
+class TestOtherPlatforms:
+    """Clang and the C library of each platform, as zig brings them."""
+
+    ZIG = (sys.executable, "-m", "ziglang", "cc", "-target")
+
+    @pytest.mark.parametrize(
+        "target", ["aarch64-linux-musl", "aarch64-windows-gnu", "x86_64-macos", "aarch64-macos"]
+    )
+    def test_tiles_compile(self, target, tmp_path):
+        for source in sorted(TILES.glob("*.c")):
+            out = tmp_path / f"{source.stem}.o"
+            command = [*self.ZIG, target, *FLAGS, "-c", str(source), "-o", str(out)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+
+    @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 programs")
+    @pytest.mark.parametrize("target", ["x86_64-linux-musl", "x86_64-windows-gnu"])
+    def test_programs_run(self, target, here, tmp_path):
+        """The same results with musl, and on Windows, which Wine plays."""
+        runner = []
+        if "windows" in target:
+            wine = Path("/usr/lib/wine/wine64")  # where Debian puts it, not on the path
+            if not wine.exists():
+                pytest.skip("Wine is missing")
+            runner = ["env", f"WINEPREFIX={tmp_path}", "WINEDEBUG=-all", str(wine)]
+        programs = _build(tmp_path, [*self.ZIG, target], "-O1")
+        expected = _names(_run(here["test_tiles"], "quick"))
+        for name in PROGRAMS:
+            assert _names(_run(*runner, programs[name], "quick")) == expected
