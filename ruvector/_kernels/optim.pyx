@@ -12,12 +12,15 @@ is bound by memory. It does not look at signals on its way: half a step could no
 cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport sqrt
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 
 from ruvector._kernels._dispatch cimport (
     RV_F32, RV_F64, rv_adam, rv_optim_tiles, rv_row_tiles, rv_sgd, tiles,
 )
 from ruvector._kernels._openmp cimport team_size
+
+import numpy as np
 
 cnp.import_array()
 
@@ -208,3 +211,20 @@ def scale(list arrays not None, double factor, int threads):
                         use_threads_if=work.threads > 1):
             scale_piece(&work, i, factor)
     free(work.leaves)
+
+
+def bounds(list arrays not None):
+    """Return the addresses of every array's first byte and of the one behind its last."""
+    cdef cnp.ndarray found = np.empty((len(arrays), 2), np.int64), array
+    cdef int64_t *row = <int64_t *> cnp.PyArray_DATA(found)
+    cdef Py_ssize_t reach
+    cdef int axis
+    for array in arrays:
+        row[0] = row[1] = <int64_t> <Py_ssize_t> cnp.PyArray_DATA(array)
+        if cnp.PyArray_SIZE(array):
+            for axis in range(cnp.PyArray_NDIM(array)):
+                reach = cnp.PyArray_STRIDE(array, axis) * (cnp.PyArray_DIM(array, axis) - 1)
+                row[reach > 0] += reach
+            row[1] += cnp.PyArray_ITEMSIZE(array)
+        row += 2
+    return found

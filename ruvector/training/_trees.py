@@ -6,20 +6,22 @@ that of a single array is empty.
 
 from __future__ import annotations
 
-import itertools
 import sys
 from array import array as py_array
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .. import _kernels
 from .._arrays import FLOAT32, FLOAT64, Array, cast, floating, view
 from ..errors import DimensionMismatchError, InvalidConfigError
 
 __all__ = ["Targets", "flat_values", "flatten", "label", "rebuild", "values_like"]
+
+_NATIVE = frozenset({FLOAT32, FLOAT64})
 
 
 def label(name: str, path: str) -> str:
@@ -54,7 +56,11 @@ def values_like(tree: Any, name: str, targets: Mapping[str, Array]) -> dict[str,
         )
     values = {}
     for path, target in targets.items():
-        value = floating(leaves[path], label(name, path))
+        value = leaves[path]
+        if _is_ready(value) and value.dtype == target.dtype and value.shape == target.shape:
+            values[path] = value
+            continue
+        value = floating(value, label(name, path))
         if value.shape != target.shape:
             raise DimensionMismatchError(
                 f"{label(name, path)} must have shape {target.shape}, got {value.shape}"
@@ -87,47 +93,66 @@ class Targets:
         If a leaf is no array of float32 or float64 that can be written, or two share memory.
     """
 
-    __slots__ = ("_highs", "_lows", "arrays", "flat")
+    __slots__ = ("_copies", "_highs", "_lows", "arrays", "flat")
+
+    arrays: dict[str, Array]
+    flat: list[Array]
+    _copies: list[tuple[Array, Array]]
+    _highs: Array
+    _lows: Array
 
     def __init__(self, tree: Any, name: str) -> None:
         leaves = flatten(tree, name)
-        self.arrays = {path: _target(leaf, label(name, path)) for path, leaf in leaves.items()}
+        self.arrays = {
+            path: leaf
+            if _is_ready(leaf) and leaf.flags.writeable
+            else _target(leaf, name, path)
+            for path, leaf in leaves.items()
+        }
         self._check_apart(name)
-        self.flat = [_flat(array) for array in self.arrays.values()]
+        self.flat, self._copies = [], []
+        for array in self.arrays.values():
+            in_place = _is_flat(array)
+            flat = array.reshape(-1) if in_place else _flat(array)
+            self.flat.append(flat)
+            if not in_place:
+                self._copies.append((array, flat))
 
     def _check_apart(self, name: str) -> None:
-        spans = sorted((*_bounds(array), path) for path, array in self.arrays.items())
-        self._lows = [low for low, _, _ in spans]
-        self._highs = list(itertools.accumulate((high for _, high, _ in spans), max))
-        for i in range(1, len(spans)):
-            if self._lows[i] >= self._highs[i - 1]:
-                continue
-            # Bounds alone would forbid two columns of one matrix.
-            path = spans[i][2]
-            for _, _, other in spans[:i]:
+        bounds = _kernels.optim.bounds(list(self.arrays.values()))
+        order = np.lexsort(bounds.T[::-1])
+        self._lows, highs = bounds[order].T
+        self._highs = np.maximum.accumulate(highs)
+        paths = list(self.arrays)
+        # Bounds alone would forbid two columns of one matrix.
+        for i in np.flatnonzero(self._lows[1:] < self._highs[:-1]) + 1:
+            path = paths[order[i]]
+            for other in (paths[j] for j in order[:i]):
                 if np.shares_memory(self.arrays[path], self.arrays[other]):
                     raise InvalidConfigError(
                         f"{label(name, path)} must not share memory with {label(name, other)}"
                     )
 
-    def may_overlap(self, array: Array) -> bool:
-        """Return whether memory of an array lies between the bounds of one of these."""
-        low, high = _bounds(array)
-        before = bisect_left(self._lows, high)
-        return before > 0 and self._highs[before - 1] > low
+    def may_overlap(self, arrays: list[Array]) -> NDArray[np.bool_]:
+        """Return of each array whether its memory lies between the bounds of one of these."""
+        lows, highs = _kernels.optim.bounds(arrays).T
+        before = np.searchsorted(self._lows, highs)
+        reach = np.concatenate((lows[:1], self._highs))[before]
+        shared: NDArray[np.bool_] = (before > 0) & (reach > lows)
+        return shared
 
     def write_back(self) -> None:
         """Bring what was written to copies into the caller's memory."""
-        for array, flat in zip(self.arrays.values(), self.flat, strict=True):
-            if not _is_flat(array):
-                array[...] = flat.reshape(array.shape)
+        for array, flat in self._copies:
+            array[...] = flat.reshape(array.shape)
 
 
 def flat_values(values: Mapping[str, Array], targets: Targets) -> list[Array]:
     """Return arrays as a kernel reads them, none in memory that it writes."""
+    arrays = list(values.values())
     return [
-        np.array(value, order="C").reshape(-1) if targets.may_overlap(value) else _flat(value)
-        for value in values.values()
+        np.array(value, order="C").reshape(-1) if shared else _flat(value)
+        for value, shared in zip(arrays, targets.may_overlap(arrays).tolist(), strict=True)
     ]
 
 
@@ -143,6 +168,10 @@ def _leaves(tree: Any, path: tuple[str, ...], name: str) -> Iterator[tuple[str, 
         yield ".".join(path), tree
         return
     for key, item in items:
+        if type(item) is np.ndarray:
+            # Without the recursion, for trees of many small arrays.
+            yield ".".join((*path, key)), item
+            continue
         yield from _leaves(item, (*path, key), name)
 
 
@@ -161,7 +190,13 @@ def _rebuilt(tree: Any, arrays: Iterator[Array]) -> Any:
     return next(arrays)
 
 
-def _target(leaf: Any, name: str) -> Array:
+def _is_ready(leaf: Any) -> bool:
+    """Return whether this is an array that kernels can read where it lies, and no subclass."""
+    return type(leaf) is np.ndarray and leaf.dtype in _NATIVE and _is_flat(leaf)
+
+
+def _target(leaf: Any, name: str, path: str) -> Array:
+    name = label(name, path)
     torch = sys.modules.get("torch")
     in_place = isinstance(leaf, np.ndarray | py_array | memoryview) or (
         torch is not None and isinstance(leaf, torch.Tensor)
@@ -184,20 +219,11 @@ def _target(leaf: Any, name: str) -> Array:
 
 
 def _is_flat(x: Array) -> bool:
-    return bool(x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative)
+    flags = x.flags
+    return bool(flags.c_contiguous and flags.aligned and x.dtype.isnative)
 
 
 def _flat(x: Array) -> Array:
     if not _is_flat(x):
         x = np.array(x, x.dtype.newbyteorder("="), order="C")
     return x.reshape(-1)
-
-
-def _bounds(x: Array) -> tuple[int, int]:
-    """Return the addresses of an array's first byte and of the one behind its last."""
-    start: int = x.__array_interface__["data"][0]
-    if x.size == 0:
-        return start, start
-    reach = [step * (size - 1) for step, size in zip(x.strides, x.shape, strict=True)]
-    low = start + sum(step for step in reach if step < 0)
-    return low, start + sum(step for step in reach if step > 0) + x.itemsize

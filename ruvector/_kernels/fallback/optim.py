@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ruvector._kernels.spec import AdamSpec, SGDSpec
 
-__all__ = ["adam", "norm", "scale", "sgd"]
+__all__ = ["adam", "bounds", "norm", "scale", "sgd"]
 
 _Arrays = list[NDArray[Any]]
 
@@ -103,6 +103,22 @@ def scale(arrays: _Arrays, factor: float, threads: int) -> None:
         for array in arrays:
             # In float64, because a small factor may be zero in float32.
             np.multiply(array, factor, out=array, dtype=np.float64, casting="same_kind")
+
+
+def bounds(arrays: _Arrays) -> NDArray[np.int64]:
+    """Return the addresses of every array's first byte and of the one behind its last.
+
+    Unlike the arrays of the other functions these have any shape, strides and dtype. The
+    result is ``(len(arrays), 2)``; both are the same of an array without elements.
+    """
+    found = np.empty((len(arrays), 2), np.int64)
+    for row, x in zip(found, arrays, strict=True):
+        start = x.__array_interface__["data"][0]
+        reach = [step * (size - 1) for step, size in zip(x.strides, x.shape, strict=True)]
+        low = start + sum(step for step in reach if step < 0)
+        high = start + sum(step for step in reach if step > 0) + x.itemsize
+        row[:] = (low, high) if x.size else start
+    return found
 
 
 def _blocks(*lists: _Arrays) -> Iterator[list[NDArray[Any]]]:
