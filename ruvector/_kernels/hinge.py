@@ -13,8 +13,10 @@ how many of its hinges are open, the gradients are again products with a matrix:
 At a hinge of exactly 0 and at a distance of 0 the subgradient 0 is taken.
 
 Arithmetic is float64, in tiles of anchors by negatives: three products by BLAS, and memory of a
-few tiles. Negatives of each anchor's own are subtracted, some anchors at a time. Both backends
-run this module: a compiled kernel would do the same products.
+few tiles. The two products of float32 gradients are taken in float32 where no open pair is so
+close that the sums of the n_j and of a_i cancel. Negatives of each anchor's own are
+subtracted, some anchors at a time. Both backends run this module: a compiled kernel would do
+the same products.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ _ROWS, _COLUMNS = 256, 1024
 _ELEMENTS = 1 << 18
 # Pairs closer than this fraction of their squared norms are subtracted.
 _CANCELLED = 1e-4
+# Norms over the distance of an open pair below which the gradient's sums keep float32, and the
+# norms whose inverses do.
+_APART = 16.0
+_LARGE = 2.0**60
 
 
 class HingeGradients(NamedTuple):
@@ -151,15 +157,32 @@ class _Rows:
         self, keys: _Array, hidden: NDArray[np.bool_] | None, gradient: _Array | None
     ) -> None:
         keys64 = keys.astype(np.float64)
-        distances = np.sqrt(
-            squared_distances(self._anchor, keys64, _CANCELLED, self._raw, keys)
-        )
+        distances = squared_distances(self._anchor, keys64, _CANCELLED, self._raw, keys)
+        np.sqrt(distances, out=distances)
         weights = self._add(distances, hidden)
         if weights is None or gradient is None:
             return
-        self._gradient += weights @ keys64
-        self._gradient -= weights.sum(axis=1)[:, np.newaxis] * self._anchor
-        gradient += weights.T @ self._anchor - weights.sum(axis=0)[:, np.newaxis] * keys64
+        # The same rows in the type of the products.
+        anchor, others = self._anchor, keys64
+        if self._are_apart(weights, keys):
+            anchor, others = self._raw, keys
+        weights = np.multiply(
+            weights, self._share_of_rows(), dtype=anchor.dtype, casting="same_kind"
+        )
+        by_row, by_key = (weights.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
+        self._gradient += weights @ others
+        self._gradient -= by_row[:, np.newaxis] * self._anchor
+        keys64 *= by_key[:, np.newaxis]
+        gradient += np.subtract(weights.T @ anchor, keys64, out=keys64)
+
+    def _are_apart(self, inverse: _Float64, keys: _Array) -> bool:
+        """Return whether float32 keeps the products, given the inverse distances."""
+        if self._raw.dtype != np.float32:
+            return False
+        largest = np.sqrt(max(row_dots(x, x).max(initial=0.0) for x in (self._raw, keys)))
+        return bool(
+            1 / _LARGE < largest < _LARGE and largest * inverse.max(initial=0.0) < _APART
+        )
 
     def add_own(
         self, keys: _Array, hidden: NDArray[np.bool_] | None, gradient: _Array | None
@@ -168,12 +191,13 @@ class _Rows:
         weights = self._add(np.sqrt(np.einsum("ijk,ijk->ij", apart, apart)), hidden)
         if weights is None or gradient is None:
             return
+        weights *= self._share_of_rows()
         apart *= weights[..., np.newaxis]
         gradient[...] = apart
         self._gradient -= apart.sum(axis=1)
 
     def _add(self, distances: _Float64, hidden: NDArray[np.bool_] | None) -> _Float64 | None:
-        """Add the hinges of a tile; returns W, each row times its weight in the loss."""
+        """Add the hinges of a tile; returns 1 / D(a_i, n_j) where they are open, else 0."""
         hinges = self._reach[:, np.newaxis] - distances
         closed = hinges <= 0
         if hidden is not None:
@@ -184,9 +208,14 @@ class _Rows:
             return None
         self._open += distances.shape[1] - np.count_nonzero(closed, axis=1)
         closed |= distances == 0
-        weights = self._share[:, np.newaxis] / distances
-        np.copyto(weights, 0, where=closed)
-        return weights
+        np.divide(1, distances, out=distances)
+        np.copyto(distances, 0, where=closed)
+        return distances
+
+    def _share_of_rows(self) -> _Float64:
+        """Give what the rows of 1 / D are multiplied by to become W of the weighted loss."""
+        assert self._share is not None
+        return self._share[:, np.newaxis]
 
     def finish(self, anchor: _Array | None, positive: _Array | None) -> None:
         if anchor is None or positive is None or self._share is None:

@@ -37,8 +37,12 @@ def squared_distances(
     ndarray of float64, shape (m, n)
     """
     scale = row_dots(a, a)[:, np.newaxis] + row_dots(b, b)
-    squares = scale - 2 * (a @ b.T)
-    close = np.nonzero(~(squares > cancelled * scale))
+    squares: _Float64 = a @ b.T
+    squares *= -2
+    squares += scale
+    scale *= cancelled
+    # Not squares <= scale, which is false of NaN.
+    close = np.divmod(np.flatnonzero(~(squares > scale)), squares.shape[1])
     step = max(1, _TILE_ELEMENTS // max(1, a.shape[1]))
     for part in _parts(len(close[0]), step):
         i, j = close[0][part], close[1][part]
