@@ -120,8 +120,9 @@ def points(rows: _Array, spec: BallSpec) -> Points:
     x: _Float64 = _storage.widen(rows).astype(np.float64)
     square_norm = np.einsum("...d,...d->...", x, x)
     factor, inside = place(square_norm, spec.curvature, spec.tangent)
-    x *= factor[..., np.newaxis]
-    square_norm *= factor * factor
+    if (factor != 1).any():
+        x *= factor[..., np.newaxis]
+        square_norm *= factor * factor
     return Points(x, square_norm, inside)
 
 

@@ -35,6 +35,11 @@ def _dot(x: _Float64, y: _Float64) -> _Float64:
     return products
 
 
+def _are_finite(*numbers: _Float64) -> bool:
+    """Return whether every row has finite numbers, so that a gradient of 0 stays 0."""
+    return all(bool(np.isfinite(x).all()) for x in numbers)
+
+
 def _untouched(gradient: _Float64) -> NDArray[np.bool_]:
     touched: NDArray[np.bool_] = np.any(gradient, axis=-1)
     return ~touched
@@ -59,13 +64,16 @@ def place_backward(
     Returns
     -------
     gradient : ndarray of float64, shape (..., d)
-        Of the rows.
+        Of the rows; the argument itself where nothing was mapped.
     curvature : float
         The gradient of the curvature, rows as they are.
     """
     root, limit = np.sqrt(spec.curvature), largest_radius(spec.curvature)
     square = _dot(rows, rows)
     norm = np.sqrt(square)
+    if not spec.tangent and (norm <= limit).all():
+        # Every row is its own point.
+        return gradient, 0.0
     along = _dot(rows, gradient)
     if spec.tangent:
         angle = root * norm
@@ -119,10 +127,13 @@ def conformal_rows_backward(
     of_conformal *= conformal * conformal
     of_points = gradient[..., :-1] * conformal[..., np.newaxis]
     of_points += x * (spec.curvature * of_conformal)[..., np.newaxis]
-    lost = _untouched(gradient)
-    of_points[lost] = 0
+    of_curvature = square * of_conformal
+    if not _are_finite(conformal, square):
+        lost = _untouched(gradient)
+        of_points[lost] = 0
+        of_curvature[lost] = 0
     result, curvature = place_backward(rows, of_points, spec)
-    return result, curvature + float(np.where(lost, 0, square * of_conformal).sum() / 2)
+    return result, curvature + float(of_curvature.sum() / 2)
 
 
 def distances_backward(
@@ -148,14 +159,17 @@ def distances_backward(
     curvature : float
         That of the curvature through these points.
     """
-    x, _, inside = points(rows, spec)
-    lost = (pairs == 0) & (mass == 0) & _untouched(others)
-    factor = mass + 2 * spec.curvature * pairs / inside
-    gradient = x * factor[..., np.newaxis] - others
-    gradient[lost] = 0
+    x, square, inside = points(rows, spec)
+    by_inside = pairs / inside
+    factor = mass + 2 * spec.curvature * by_inside
+    gradient = np.multiply(x, factor[..., np.newaxis], out=x)
+    gradient -= others
+    if not _are_finite(by_inside, square):
+        lost = (pairs == 0) & (mass == 0) & _untouched(others)
+        gradient[lost] = 0
+        by_inside[lost] = 0
     result, curvature = place_backward(rows, gradient, spec)
-    direct = np.where(lost, 0, pairs / inside).sum() / spec.curvature
-    return result, curvature + float(direct)
+    return result, curvature + float(by_inside.sum() / spec.curvature)
 
 
 def to_ball_backward(
