@@ -235,13 +235,15 @@ def info() -> dict[str, Any]:
         ``openmp``
             Whether the compiled kernels are built with OpenMP; None where none are loaded.
         ``c_abi``
-            Version of the C interface (``ruvector.h``); None on the python backend.
+            Version of the C interface (``ruvector.h``); None on the python backend, and where
+            the interface did not load.
         ``threads``
             :func:`get_num_threads` at this moment.
         ``mechanisms``
             Type names of the attention mechanisms.
         ``native_error``
-            Why installed compiled kernels did not load; None where nothing is wrong.
+            Why installed compiled kernels, or their C interface, did not load; None where
+            nothing is wrong.
 
     Examples
     --------
@@ -253,10 +255,12 @@ def info() -> dict[str, Any]:
 
     from .utils import available_mechanisms
 
-    openmp = _kernels.openmp
-    capi: Any = (
-        import_module("ruvector._kernels.capi") if _kernels.backend == "native" else None
-    )
+    openmp, c_abi, native_error = _kernels.openmp, None, _kernels.import_error
+    if _kernels.backend == "native":
+        try:
+            c_abi = import_module("ruvector._kernels.capi").ABI_VERSION
+        except ImportError as error:
+            native_error = f"ruvector's C interface cannot be loaded: {error}"
     return {
         "version": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -265,8 +269,8 @@ def info() -> dict[str, Any]:
         "isa": _kernels.isa,
         "available_isas": [isa for _, isa in _kernels.available() if isa is not None],
         "openmp": None if openmp is None else bool(openmp.OPENMP),
-        "c_abi": None if capi is None else capi.ABI_VERSION,
+        "c_abi": c_abi,
         "threads": get_num_threads(),
         "mechanisms": list(available_mechanisms()),
-        "native_error": _kernels.import_error,
+        "native_error": native_error,
     }

@@ -273,6 +273,41 @@ class TestMisuse:
         assert _attend(call[0]) == C["ERROR_SIZE"]
         assert api().attention_layout(ctypes.byref(call[0]), 0) == C["ERROR_SIZE"]
 
+    def test_dim_0_reads_no_query_and_no_key(self, call):
+        args, ((_, _, v), (out, lse)) = call
+        args.dim, args.query, args.key = 0, None, None
+        assert _attend(args) == C["OK"]
+        np.testing.assert_allclose(out[1, 2], np.tile(v[1, 1].mean(0), (33, 1)), rtol=1e-5)
+        np.testing.assert_allclose(lse, np.log(97), rtol=1e-6)
+
+    def test_value_dim_0_writes_l_alone(self, call):
+        args, (_, (_, lse)) = call
+        assert _attend(args) == C["OK"]
+        expected = lse.copy()
+        lse[:] = 0
+        args.value_dim, args.value, args.out = 0, None, None
+        assert _attend(args) == C["OK"]
+        np.testing.assert_allclose(lse, expected, rtol=1e-5)
+
+    def test_merge_of_dim_0(self):
+        lses, lse = np.zeros((2, 3), np.float32), np.zeros(3, np.float32)
+        args = merge_args(
+            np.zeros((2, 3, 0), np.float32), lses, np.zeros((3, 0), np.float32), lse
+        )
+        args.outputs = args.out = None
+        assert api().merge(ctypes.byref(args)) == C["OK"]
+        np.testing.assert_allclose(lse, np.log(2), rtol=1e-6)
+
+    @pytest.mark.parametrize("name", ["queries", "keys"])
+    def test_a_layout_that_no_pointer_reaches(self, name):
+        args = Attention(size=ctypes.sizeof(Attention), threads=1)
+        args.batch = args.queries = args.keys = args.dim = args.value_dim = 1
+        args.heads = args.kv_heads = (1 << 31) - 1
+        setattr(args, name, 1 << 29)
+        assert api().attention_layout(ctypes.byref(args), 0) == C["OK"]
+        args.value_dim = 1 << 10
+        assert api().attention_layout(ctypes.byref(args), 0) == C["ERROR_SIZE"]
+
     @pytest.mark.parametrize("kv_heads", [0, 3, 8])
     def test_heads(self, call, kv_heads):
         call[0].kv_heads = kv_heads

@@ -124,7 +124,7 @@ class TestFiles:
     def test_newer_format_and_other_kind(self, tmp_path):
         path = tmp_path / "state.npz"
         write_state(path, "test", {"n": 3})
-        with pytest.raises(CheckpointError, match="is a test, not a adapter"):
+        with pytest.raises(CheckpointError, match="is of kind 'test', not 'adapter'"):
             read_state(path, "adapter")
         self.rewrite(path, lambda entries, manifest: manifest.update(format=2))
         with pytest.raises(CheckpointError, match="has format 2, this version reads up to 1"):
@@ -223,5 +223,7 @@ class TestAdapterFiles:
         with pytest.raises(CheckpointError, match="holds no adapter"):
             load_adapter(tmp_path / "a.npz")
         full_trainer(tmp_path).fit(*pairs(), validation=pairs(9))
-        with pytest.raises(CheckpointError, match="is a training checkpoint, not a adapter"):
+        with pytest.raises(
+            CheckpointError, match="is of kind 'training checkpoint', not 'adapter'"
+        ):
             load_adapter(tmp_path / "checkpoint.npz")

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -338,9 +339,16 @@ class TestWithoutCompiledModules:
         done = python("-c", SHOW, path=pure, RUVECTOR_BACKEND="native")
         assert done.returncode == 1
         assert (
-            "ImportError: ruvector's compiled kernels cannot be loaded: ModuleNotFoundError: "
-            "No module named 'ruvector._kernels._dispatch'" in done.stderr
+            "ImportError: ruvector's compiled kernels cannot be loaded: none are installed "
+            "(without a C compiler ruvector installs as pure Python)" in done.stderr
         )
+
+    def test_runs_from_a_zip_file(self, pure):
+        archive = shutil.make_archive(str(pure / "package"), "zip", pure, "ruvector")
+        done = python("-c", f"{SHOW}; print(ruvector.__file__)", path=Path(archive))
+        shown, where = done.stdout.splitlines()
+        assert (shown, done.stderr) == ("python None", "")
+        assert where.startswith(archive)
 
     @pytest.mark.parametrize("isa", ["scalar", "mmx"])
     def test_an_instruction_set_is_an_error(self, pure, isa):
@@ -368,6 +376,22 @@ class TestCorruptedModules:
     def test_python_is_silent(self, corrupted):
         done = python("-c", SHOW, path=corrupted, RUVECTOR_BACKEND="python")
         assert (done.stdout, done.stderr) == ("python None\n", "")
+
+
+@needs_native
+@pytest.mark.parametrize("trouble", ["a text file", "none"])
+def test_kernels_run_without_their_c_interface(tmp_path, trouble):
+    shutil.copytree(PACKAGE, tmp_path / "ruvector")
+    folder = tmp_path / "ruvector" / "_kernels"
+    (module,) = (x for x in folder.glob("capi.*") if x.suffix in (".so", ".pyd"))
+    module.unlink()
+    if trouble != "none":
+        module.write_text("not a library")
+    code = "i = ruvector.info(); print(i['c_abi']); print(i['native_error'])"
+    done = python("-c", f"{SHOW}; {code}", path=tmp_path)
+    shown, version, reason = done.stdout.splitlines()
+    assert (shown, version) == (f"native {NATIVE[-1]}", "None")
+    assert reason.startswith("ruvector's C interface cannot be loaded: ")
 
 
 class TestSelect:

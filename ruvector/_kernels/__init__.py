@@ -115,9 +115,12 @@ def _load_native() -> None:
         modules |= {name: _twin(name) for name in FAMILIES if name not in COMPILED}
     except Exception as error:
         # A module built against another NumPy or Python raises nearly anything.
-        raise ImportError(
-            f"ruvector's compiled kernels cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        if not _extension_files():
+            reason = (
+                "none are installed (without a C compiler ruvector installs as pure Python)"
+            )
+        raise ImportError(f"ruvector's compiled kernels cannot be loaded: {reason}") from error
     _native.update(modules)
     openmp = modules["_openmp"]
 
@@ -195,6 +198,7 @@ def _extension_files() -> list[str]:
     return [
         name
         for folder in __path__
+        if os.path.isdir(folder)  # and not in a zip file
         for name in sorted(os.listdir(folder))
         if name.endswith((".so", ".pyd"))
     ]

@@ -7,7 +7,7 @@ the GIL or a Python thread state. Memory: that of the engine, and one record a b
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport isfinite, sqrt
-from libc.stdint cimport INT32_MAX, int64_t
+from libc.stdint cimport INT32_MAX, PTRDIFF_MAX, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -48,9 +48,12 @@ cdef inline bint within(int64_t size, int64_t most) noexcept nogil:
 
 
 cdef int check_array(const void *array, const ptrdiff_t *strides, const ptrdiff_t *lengths,
-                     int axes, ptrdiff_t item) noexcept nogil:
-    """Is there an array, and are all its elements aligned? An empty one may be null."""
-    cdef bint empty = False, aligned = <size_t> array % <size_t> item == 0
+                     int axes, ptrdiff_t last, ptrdiff_t item) noexcept nogil:
+    """Is there an array, and are all its elements aligned? An empty one may be null.
+
+    ``last`` is the length of a last axis that is contiguous, 1 where there is none.
+    """
+    cdef bint empty = last == 0, aligned = <size_t> array % <size_t> item == 0
     cdef int axis
     for axis in range(axes):
         if lengths[axis] == 0:
@@ -89,22 +92,22 @@ cdef int check_arrays(const ruvector_attention_args *a, ptrdiff_t item,
     cdef ptrdiff_t[4] scores = [a.batch, a.heads, a.queries, a.keys]
     cdef ptrdiff_t[3] memory = [a.batch, a.kv_heads, a.keys]
     cdef ptrdiff_t[1] each = [a.heads]
-    cdef ptrdiff_t[1] contiguous = [real]
-    cdef int status = check_array(a.query, a.query_strides, scores, 3, item)
+    cdef ptrdiff_t[1] packed = [real]
+    cdef int status = check_array(a.query, a.query_strides, scores, 3, a.dim, item)
     if status == RUVECTOR_OK:
-        status = check_array(a.key, a.key_strides, memory, 3, item)
+        status = check_array(a.key, a.key_strides, memory, 3, a.dim, item)
     if status == RUVECTOR_OK:
-        status = check_array(a.value, a.value_strides, memory, 3, item)
+        status = check_array(a.value, a.value_strides, memory, 3, a.value_dim, item)
     if status == RUVECTOR_OK:
-        status = check_array(a.out, a.out_strides, scores, 3, item)
+        status = check_array(a.out, a.out_strides, scores, 3, a.value_dim, item)
     if status == RUVECTOR_OK and a.lse != NULL:
-        status = check_array(a.lse, a.lse_strides, scores, 3, real)
+        status = check_array(a.lse, a.lse_strides, scores, 3, 1, real)
     if status == RUVECTOR_OK and a.bias != NULL:
-        status = check_array(a.bias, a.bias_strides, scores, 4, real)
+        status = check_array(a.bias, a.bias_strides, scores, 4, 1, real)
     if status == RUVECTOR_OK and a.sink_logits != NULL:
-        status = check_array(a.sink_logits, contiguous, each, 1, real)
+        status = check_array(a.sink_logits, packed, each, 1, 1, real)
     if status == RUVECTOR_OK and a.alibi_slopes != NULL:
-        status = check_array(a.alibi_slopes, contiguous, each, 1, real)
+        status = check_array(a.alibi_slopes, packed, each, 1, 1, real)
     return status
 
 
@@ -179,6 +182,13 @@ cdef int attention(const ruvector_attention_args *args) noexcept nogil:
     return RUVECTOR_OK if status == 0 else RUVECTOR_ERROR_MEMORY
 
 
+cdef bint fits(ptrdiff_t batch, ptrdiff_t heads, ptrdiff_t rows,
+               ptrdiff_t row_bytes) noexcept nogil:
+    """Can an array of so many bytes be addressed?"""
+    cdef double whole = <double> batch * <double> heads * <double> rows * <double> row_bytes
+    return whole < <double> PTRDIFF_MAX
+
+
 cdef void contiguous(ptrdiff_t *strides, ptrdiff_t heads, ptrdiff_t rows, ptrdiff_t row_bytes,
                      bint rows_first) noexcept nogil:
     strides[0] = heads * rows * row_bytes
@@ -188,7 +198,7 @@ cdef void contiguous(ptrdiff_t *strides, ptrdiff_t heads, ptrdiff_t rows, ptrdif
 
 cdef int attention_layout(ruvector_attention_args *args, int layout) noexcept nogil:
     """Write the strides of contiguous arrays; L always has the axes (batch, head, row)."""
-    cdef ptrdiff_t item, real
+    cdef ptrdiff_t item, real, widest
     cdef int dtype, status
     cdef bint rows_first = layout == RUVECTOR_ROWS_FIRST
     if args == NULL:
@@ -205,6 +215,10 @@ cdef int attention_layout(ruvector_attention_args *args, int layout) noexcept no
         return status
     item = _dispatch.tiles().softmax[dtype].item
     real = _dispatch.tiles().softmax[dtype].real
+    widest = max(max(args.dim, args.value_dim) * item, real)
+    if not (fits(args.batch, args.heads, args.queries, widest)
+            and fits(args.batch, args.kv_heads, args.keys, widest)):
+        return RUVECTOR_ERROR_SIZE
     contiguous(args.query_strides, args.heads, args.queries, args.dim * item, rows_first)
     contiguous(args.key_strides, args.kv_heads, args.keys, args.dim * item, rows_first)
     contiguous(args.value_strides, args.kv_heads, args.keys, args.value_dim * item, rows_first)
@@ -231,13 +245,13 @@ cdef int merge(const ruvector_merge_args *args) noexcept nogil:
         return RUVECTOR_ERROR_SIZE
     tiles = _dispatch.tiles().decode[dtype]
     lengths[0], lengths[1] = args.parts, args.rows
-    status = check_array(args.outputs, args.outputs_strides, lengths, 2, tiles.item)
+    status = check_array(args.outputs, args.outputs_strides, lengths, 2, args.dim, tiles.item)
     if status == RUVECTOR_OK:
-        status = check_array(args.lses, args.lses_strides, lengths, 2, tiles.real)
+        status = check_array(args.lses, args.lses_strides, lengths, 2, 1, tiles.real)
     if status == RUVECTOR_OK:
-        status = check_array(args.out, &args.out_stride, lengths + 1, 1, tiles.item)
+        status = check_array(args.out, &args.out_stride, lengths + 1, 1, args.dim, tiles.item)
     if status == RUVECTOR_OK:
-        status = check_array(args.lse, &args.lse_stride, lengths + 1, 1, tiles.real)
+        status = check_array(args.lse, &args.lse_stride, lengths + 1, 1, 1, tiles.real)
     if status != RUVECTOR_OK:
         return status
     memset(&states, 0, sizeof(States))

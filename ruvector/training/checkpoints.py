@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from glob import escape, glob
@@ -89,9 +90,13 @@ def read_state(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """
     name = os.fspath(path)
     try:
-        # NumPy does not close a file that it finds truncated.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+        # NumPy does not close a file that it finds truncated, and offers to unpickle others.
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("it is no zip archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
         manifest = json.loads(arrays.pop(_MANIFEST).tobytes())
         claimed = manifest.pop("sha256")
         if manifest["format"] > FORMAT:
@@ -99,7 +104,7 @@ def read_state(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
                 f"{name}: has format {manifest['format']}, this version reads up to {FORMAT}"
             )
         if manifest["kind"] != kind:
-            raise CheckpointError(f"{name}: is a {manifest['kind']}, not a {kind}")
+            raise CheckpointError(f"{name}: is of kind {manifest['kind']!r}, not {kind!r}")
         if _digest(manifest, arrays) != claimed:
             raise CheckpointError(f"{name}: is damaged (its checksum differs)")
         state: dict[str, Any] = _restored(manifest["state"], arrays)
