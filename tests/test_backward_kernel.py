@@ -414,6 +414,23 @@ def test_large_scores_stay_finite():
         assert gradient is None or np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_queries", [1, 33])
+def test_no_weight_exceeds_one_where_rounding_exceeds_a_logarithm(num_queries, dtype):
+    sinks = np.array([1e9, 3e10], np.float32)
+    for seed in range(3):
+        case = problem(
+            num_queries=num_queries, num_keys=97, dim=64, scale=1e8, dtype=dtype, seed=seed,
+            sink_logits=sinks,
+        )  # fmt: skip
+        state = case.attend()
+        given = np.ones_like(state[0]), np.ones_like(state[1])
+        got = backward(case, *given)
+        assert np.abs(got.sinks).max() < 100 * num_queries
+        for gradient in got:
+            assert gradient is None or np.isfinite(gradient).all()
+
+
 def test_inputs_are_left_alone():
     case = problem(num_queries=17, num_keys=33, softcap=3.0, causal=True)
     state, given = case.attend(), gradients_of(case)

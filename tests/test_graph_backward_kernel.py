@@ -35,7 +35,8 @@ def problem(graph, heads, channels, dtype, *, edge_dim=3, split=False, seed=0, s
         edge_weight=normal(heads * channels, edge_dim) if edge_dim else None,
         shift=normal(heads, channels),
     )
-    bias = normal(len(indices)) if split else None
+    # Not in L, which no score may exceed.
+    bias = -np.abs(normal(len(indices))) if split else None
     _, lse = forward.graph_attention(
         left, right, spec.att, indptr, indices, features=edges,
         edge_weight=spec.edge_weight, shift=spec.shift, negative_slope=slope,
@@ -157,6 +158,17 @@ def test_receiver_without_a_softmax_has_no_gradient():
     got = check(case, "float64")
     assert (got["right"][row] == 0).all()
     assert (got["edges"][start:stop] == 0).all()
+
+
+def test_no_weight_exceeds_one_where_rounding_exceeds_a_logarithm():
+    case = problem(GRAPHS["random"], 2, 9, "float32")
+    results = []
+    for excess in (1e3, 2e3):
+        results.append(run(case | {"lse": case["lse"] - np.float32(excess)}))
+    for name in NAMES:
+        if results[0][name] is not None:
+            assert np.isfinite(results[0][name]).all()
+            np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
 def test_nan_stays_with_its_neighbours():

@@ -39,6 +39,16 @@ def _top_k(case, k):
     return indices, weights
 
 
+@pytest.mark.parametrize("num_queries", [1, 33])
+def test_weights_of_huge_scores_sum_to_one(num_queries):
+    for seed in range(9):
+        case = problem(seed, num_queries=num_queries, num_keys=97, dim=64, scale=1e7)
+        # Pairs of keys whose scores are the same or nearly so.
+        case.key[:, :, 50:] = case.key[:, :, :47]
+        np.testing.assert_allclose(_weights(case).sum(axis=-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(_top_k(case, 97)[1].sum(axis=-1), 1, rtol=1e-5)
+
+
 def _check_top_k(case, k):
     indices, weights = _top_k(case, k)
     _, _, expected = case.reference()

@@ -227,8 +227,6 @@ cdef void finish_rows(const Call *call, const Segment *segment, int first_head, 
     cdef char *l
     cdef char *o
     cdef char *m2
-    cdef double lse
-    cdef char lse_bytes[8]
     cdef void *lse_at
     for r in range(rows):
         i = (r // group) % lq
@@ -243,8 +241,6 @@ cdef void finish_rows(const Call *call, const Segment *segment, int first_head, 
         lse_at = NULL
         if segment.lse != NULL:
             lse_at = segment.lse + head * call.lse_head + i * call.lse_row
-        elif segment.weights != NULL:
-            lse_at = lse_bytes
         t.finish(m, l, o, call.dim_v, segment.out + head * call.out_head + i * call.out_row,
                  lse_at)
         if call.ball != NULL:
@@ -252,5 +248,5 @@ cdef void finish_rows(const Call *call, const Segment *segment, int first_head, 
                              segment.ball_out + head * call.ball.out_head
                              + i * call.ball.out_row)
         if segment.weights != NULL:
-            lse = real_at(call, <const char *> lse_at, 0)
-            t.probabilities(segment.weights + head * segment.lk * real, segment.lk, lse, 1.0)
+            t.probabilities(segment.weights + head * segment.lk * real, segment.lk,
+                            real_at(call, m, 0), real_at(call, l, 0), 1.0)

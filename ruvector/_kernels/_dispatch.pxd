@@ -70,7 +70,8 @@ cdef extern from "simd/tiles.h" nogil:
                       const void *o2, ptrdiff_t dv) noexcept nogil
         void (*finish)(const void *m, const void *l, const void *o, ptrdiff_t dv, void *out,
                        void *lse) noexcept nogil
-        void (*probabilities)(void *s, ptrdiff_t n, double lse, double unit) noexcept nogil
+        void (*probabilities)(void *s, ptrdiff_t n, double m, double l,
+                              double unit) noexcept nogil
 
     ctypedef struct rv_ball_rows:
         void *alpha

@@ -8,7 +8,7 @@ It takes scores in natural units: what is exact in q.k stays exact, and ties are
 """
 
 from cython.parallel cimport prange
-from libc.math cimport INFINITY, isnan, log2
+from libc.math cimport INFINITY, isnan
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -21,7 +21,6 @@ from ruvector._kernels._openmp cimport team_size, thread_index
 from ruvector._kernels._prefill cimport Scratch, Tile
 from ruvector._kernels._problem cimport Call, Segment, query_tiles, real_at, set_real
 
-cdef double LN2 = 0.69314718055994531
 cdef double LOG2E = 1.4426950408889634
 # As in the engine: what is too small for threads, and what runs between two signal checks.
 cdef double SMALL_WORK = 1e6
@@ -97,16 +96,11 @@ cdef inline char *row_of(const Call *call, char *array, Py_ssize_t head_stride,
     return array + head * head_stride + (row // call.group) * row_stride
 
 
-cdef inline double natural_lse(const Call *call, const Tile *tile, int lane) noexcept nogil:
-    cdef double l = real_at(call, tile.l, lane)
-    return (real_at(call, tile.m, lane) + log2(l)) * LN2 if l != 0 else -INFINITY
-
-
 cdef void weigh_tile(const Call *call, const Segment *segment, const Ranking *ranking,
                      int kv_head, Py_ssize_t start, int index, Work *work) noexcept nogil:
     """Write exp(s - L) of every key for the rows of one tile.
 
-    L is the sum of these very scores, so that their rounding cancels in the quotient.
+    m and l are of these very scores, so that their rounding cancels in the quotient.
     """
     cdef const rv_softmax_tiles *t = call.tiles
     cdef const Tile *tile = work.scratch.tiles + index
@@ -123,7 +117,7 @@ cdef void weigh_tile(const Call *call, const Segment *segment, const Ranking *ra
     for lane in range(tile.rows):
         call.decode.probabilities(
             row_of(call, segment.out, call.out_head, call.out_row, kv_head, start + lane),
-            segment.lk, natural_lse(call, tile, lane), 1.0)
+            segment.lk, real_at(call, tile.m, lane), real_at(call, tile.l, lane), 1.0)
 
 
 cdef inline bint worse(const Call *call, const char *scores, const int64_t *indices,
@@ -172,7 +166,7 @@ cdef void offer(const Call *call, char *scores, int64_t *indices, Py_ssize_t k,
 
 
 cdef void rank(const Call *call, char *scores, int64_t *indices, Py_ssize_t k,
-               Py_ssize_t size, double lse) noexcept nogil:
+               Py_ssize_t size, double m, double l) noexcept nogil:
     """Sort the heap, best first, turn scores into weights, and mark the empty places."""
     cdef Py_ssize_t i
     cdef double score
@@ -188,7 +182,7 @@ cdef void rank(const Call *call, char *scores, int64_t *indices, Py_ssize_t k,
         set_real(call, scores, i, score)
         indices[i] = index
         sift_down(call, scores, indices, 0, i)
-    call.decode.probabilities(scores, size, lse, LOG2E)
+    call.decode.probabilities(scores, size, m, l, LOG2E)
     for i in range(size, k):
         set_real(call, scores, i, 0.0)
         indices[i] = -1
@@ -228,7 +222,7 @@ cdef void rank_tile(const Call *call, const Segment *segment, const Ranking *ran
         indices = <int64_t *> row_of(call, ranking.indices, ranking.index_head,
                                      ranking.index_row, kv_head, start + lane)
         rank(call, scores, indices, ranking.k, work.sizes[lane],
-             natural_lse(call, tile, lane))
+             real_at(call, tile.m, lane), real_at(call, tile.l, lane))
 
 
 cdef void visit_block(const Call *call, const Segment *segment, const Ranking *ranking,

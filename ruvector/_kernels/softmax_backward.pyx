@@ -165,11 +165,12 @@ def attend_backward(cnp.ndarray query not None, cnp.ndarray key not None,
         if grad_slopes is not None:
             grad_slopes[...] = -by_head(rows[2], segments + batch, count, call.heads)
         if grad_sinks is not None:
-            share = np.exp(spec.sink_logits[np.newaxis, :, np.newaxis] - lse)
-            deltas = np.einsum("bhid,bhid->bhi", floats(grad_out, rows), floats(out, rows))
-            if grad_lse is not None:
-                deltas = deltas - grad_lse
-            grad_sinks[...] = -(share * deltas).sum(axis=(0, 2))
+            with np.errstate(all="ignore"):
+                share = np.exp(np.minimum(spec.sink_logits[np.newaxis, :, np.newaxis] - lse, 0))
+                deltas = np.einsum("bhid,bhid->bhi", floats(grad_out, rows), floats(out, rows))
+                if grad_lse is not None:
+                    deltas = deltas - grad_lse
+                grad_sinks[...] = -(share * deltas).sum(axis=(0, 2))
     finally:
         free(wanted)
         free(segments)

@@ -234,6 +234,8 @@ class _Gradients:
             # A hidden key weighs 0 beside an L of NaN, too.
             hidden = weights == -np.inf if doubtful else None
             weights -= origin
+            # Scores that are computed anew may exceed L by their rounding.
+            np.minimum(weights, 0, out=weights)
             share = np.exp(weights, dtype=np.float64)
             if hidden is not None:
                 share[hidden] = 0

@@ -52,6 +52,17 @@ class Normaliser:
         total /= np.where(self._sum == 0, 1, self._sum)
         return total.reshape(*self._block.shape, total.shape[-1])
 
+    def weigh(self, scores: _Array) -> None:
+        """Turn scores of the rows, some or all of those taken in, into weights in place."""
+        shape = (*scores.shape[:-1], 1)
+        # A hidden key weighs 0 where the sum is NaN or nothing is seen, too.
+        hidden = None if (self._sum > 0).all() else scores == -np.inf
+        scores -= self._maximum.reshape(shape)
+        np.exp(scores, out=scores)
+        scores /= self._sum.reshape(shape)
+        if hidden is not None:
+            scores[hidden] = 0
+
     def lse(self) -> _Array:
         """Give L of every row, in the shape of the block."""
         result: _Array = self._maximum + np.log(self._sum)

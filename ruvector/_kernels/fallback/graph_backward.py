@@ -267,7 +267,8 @@ class _Walk:
         score = np.einsum("ehc,hc->eh", u, spec.att)
         if self._bias is not None:
             score += self._bias[edges, np.newaxis]
-        weights = np.exp(score - self._lse[receivers])
+        # Scores that are computed anew may exceed L by their rounding.
+        weights = np.exp(np.minimum(score - self._lse[receivers], 0))
         scores = np.einsum("ehc,ehc->eh", self._messages[senders], self._grad[receivers])
         scores -= self._delta[receivers]
         scores *= weights

@@ -242,13 +242,7 @@ def _weights(parts: Iterator[Block], out: _Array, spec: AttentionSpec) -> None:
         for start, stop, scores in block.tiles():
             place[..., start:stop] = scores.reshape(*block.shape, stop - start)
             normaliser.update(scores)
-        lse = normaliser.lse()[..., np.newaxis]
-        # A hidden key weighs 0 beside an L of NaN, too.
-        hidden = place == -np.inf if np.isnan(lse).any() else None
-        place -= zero_point(lse)
-        np.exp(place, out=place)
-        if hidden is not None:
-            place[hidden] = 0
+        normaliser.weigh(place)
 
 
 def top_k(
@@ -299,13 +293,11 @@ def top_k(
                 best = np.take_along_axis(best, columns, axis=-1)
                 found = np.take_along_axis(found, columns, axis=-1)
                 normaliser.update(scores)
+            found[best == -np.inf] = -1
+            normaliser.weigh(best)
             shape = (*block.shape, k)
-            best, found = best.reshape(shape), found.reshape(shape)
-            hidden = best == -np.inf
-            best -= zero_point(normaliser.lse())[..., np.newaxis]
-            np.exp(best, out=best)
-            weights[block.place] = np.where(hidden, 0, best)
-            indices[block.place] = np.where(hidden, -1, found)
+            weights[block.place] = best.reshape(shape)
+            indices[block.place] = found.reshape(shape)
 
 
 def merge(outputs: _Array, lses: _Array, out: _Array, lse: _Array) -> None:

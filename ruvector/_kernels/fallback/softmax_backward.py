@@ -210,7 +210,8 @@ class _Gradients:
         assert self._sinks is not None
         assert self._spec.sink_logits is not None
         heads = block.place[1]
-        share = np.exp(self._spec.sink_logits[heads, np.newaxis] - zero_point(lse))
+        gap = self._spec.sink_logits[heads, np.newaxis] - zero_point(lse)
+        share = np.exp(np.minimum(gap, 0))
         lost = np.where(share == 0, 0, share * delta)
         self._sinks[heads] -= lost.sum(axis=(0, 2), dtype=np.float64)
 
@@ -232,6 +233,8 @@ class _Gradients:
             # A hidden key weighs 0 beside an L of NaN, too.
             hidden = weights == -np.inf if doubtful else None
             weights -= origin
+            # Scores that are computed anew may exceed L by their rounding.
+            np.minimum(weights, 0, out=weights)
             np.exp(weights, out=weights)
             if hidden is not None:
                 weights[hidden] = 0

@@ -14,7 +14,8 @@ static RV_INLINE RT T(either)(const REAL *x, int row, int lane, int by_row)
 }
 
 /* s becomes p, 0 for a hidden key beside an L of NaN, too; lse is in units of log2, 0 for a row
- * that sees nothing */
+ * that sees nothing. Scores are computed anew and may exceed L by their rounding, which is large
+ * for large ones: p is at most 1. */
 static void T(backward_exp)(void *s_, int rows, int cols, const void *lse, int by_row)
 {
     REAL *s = s_;
@@ -22,7 +23,8 @@ static void T(backward_exp)(void *s_, int rows, int cols, const void *lse, int b
         for (int c = 0; c < cols; c += LANES) {
             REAL *at = s + j * cols + c;
             const RT x = R(load)(at);
-            const RT p = R(exp2)(R(sub)(x, T(either)(lse, j, c, by_row)));
+            const RT gap = R(sub)(x, T(either)(lse, j, c, by_row));
+            const RT p = R(exp2)(R(min)(R(set1)(0), gap));
             R(store)(at, R(select)(R(eq)(x, R(set1)(-(REAL)INFINITY)), R(set1)(0), p));
         }
 }

@@ -101,18 +101,19 @@ static void T(row_merge)(void *m_, void *l_, void *o_, const void *m2_, const vo
         R(store)(o + d, R(fma)(R(load)(o2 + d), f2, R(mul)(R(load)(o + d), f)));
 }
 
-static void T(row_probabilities)(void *s_, ptrdiff_t n, double lse, double unit)
+static void T(row_probabilities)(void *s_, ptrdiff_t n, double m, double l, double unit)
 {
     REAL *s = s_;
     const RT factor = R(set1)((REAL)unit);
-    const RT base = R(set1)(lse == -INFINITY ? 0 : (REAL)(lse * -1.44269504088896340736));
+    const RT top = R(set1)((REAL)m), share = R(set1)((REAL)(1 / l));
     const RT hidden = R(set1)(-(REAL)INFINITY), zero = R(set1)(0);
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const int rest = n - j < LANES ? (int)(n - j) : LANES;
         const RT x = rest < LANES ? R(load_n)(s + j, rest) : R(load)(s + j);
-        /* Selected, since a hidden key weighs 0 beside an L of NaN, too. */
-        const RT p = R(select)(R(eq)(x, hidden), zero, R(exp2)(R(fma)(x, factor, base)));
-        if (rest < LANES) R(store_n)(s + j, p, rest);
-        else R(store)(s + j, p);
+        const RT p = R(mul)(R(exp2)(R(sub)(R(mul)(x, factor), top)), share);
+        /* Selected, since a hidden key weighs 0 beside an l of NaN, too. */
+        const RT seen = R(select)(R(eq)(x, hidden), zero, p);
+        if (rest < LANES) R(store_n)(s + j, seen, rest);
+        else R(store)(s + j, seen);
     }
 }

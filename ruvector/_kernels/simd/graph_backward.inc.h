@@ -65,7 +65,8 @@ static void T(graph_dots)(const rv_graph *g, const rv_edge *edges, int n, void *
     else T(dot_edges)(g, edges, n, t, ldt, RAGGED);
 }
 
-/* s becomes p, and t ds; 0 where L is -inf, and ds where p is 0 */
+/* s becomes p, at most 1 whatever rounding makes of s - L, and t ds; 0 where L is -inf, and ds
+ * where p is 0 */
 static void T(graph_weigh)(const rv_graph *g, const rv_edge_state *states, int n, void *s_,
                            void *t_, ptrdiff_t lds)
 {
@@ -77,7 +78,8 @@ static void T(graph_weigh)(const rv_graph *g, const rv_edge_state *states, int n
             const int w = g->heads - h < LANES ? g->heads - h : LANES;
             const RT lse = R(load_n)((const REAL *)states[e].lse + h, w);
             const RT delta = R(load_n)((const REAL *)states[e].delta + h, w);
-            RT p = R(exp2)(R(mul)(unit, R(sub)(R(load)(s + h), lse)));
+            const RT gap = R(min)(zero, R(sub)(R(load)(s + h), lse));
+            RT p = R(exp2)(R(mul)(unit, gap));
             p = R(select)(R(eq)(lse, nothing), zero, p);
             const RT ds = R(mul)(p, R(sub)(R(load)(t + h), delta));
             R(store)(s + h, p);

@@ -122,9 +122,9 @@ typedef struct rv_decode_tiles {
     /* out = o / l, *lse = natural logarithm of the sum; lse may be null */
     void (*finish)(const void *m, const void *l, const void *o, ptrdiff_t dv, void *out,
                    void *lse);
-    /* s = 2^(unit s - log2(e) lse), n contiguous scores; all 0 where lse is -inf. unit is 1
-     * for scores in units of log2, log2(e) for natural ones. */
-    void (*probabilities)(void *s, ptrdiff_t n, double lse, double unit);
+    /* s = 2^(unit s - m) / l, n contiguous scores of the row's state. unit is 1 for scores in
+     * units of log2, log2(e) for natural ones. */
+    void (*probabilities)(void *s, ptrdiff_t n, double m, double l, double unit);
 } rv_decode_tiles;
 
 /* What the ball needs of rows x = factor * stored row: arrays of reals, one entry a row. */

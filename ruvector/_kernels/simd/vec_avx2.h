@@ -43,6 +43,7 @@ static RV_INLINE vf vf_split(vf a, vf *m)
 static RV_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 static RV_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static RV_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+static RV_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 /* Neighbouring lanes change places. */
 static RV_INLINE vf vf_swap(vf a) { return _mm256_permute_ps(a, 0xb1); }
 static RV_INLINE vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
@@ -116,6 +117,7 @@ static RV_INLINE vd vd_split(vd a, vd *m)
 static RV_INLINE vd vd_div(vd a, vd b) { return _mm256_div_pd(a, b); }
 static RV_INLINE vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
 static RV_INLINE vd vd_max(vd a, vd b) { return _mm256_max_pd(a, b); }
+static RV_INLINE vd vd_min(vd a, vd b) { return _mm256_min_pd(a, b); }
 static RV_INLINE vd vd_swap(vd a) { return _mm256_permute_pd(a, 0x5); }
 static RV_INLINE vd vd_abs(vd a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
 static RV_INLINE vdm vd_lt(vd a, vd b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }

@@ -1,8 +1,8 @@
 /* AVX-512 (F, DQ, BW, VL): 16 floats, 8 doubles a vector, 32 registers.
  *
  * vf_* and vd_* are the same operations on floats and doubles; vfm and vdm are lane masks.
- * max(a, b) is b where either is NaN, as MAXPS defines it: callers put the running maximum
- * second, so that a NaN score cannot wipe it out.
+ * max(a, b) and min(a, b) are b where either is NaN, as MAXPS defines it: callers put the
+ * running maximum second, so that a NaN score cannot wipe it out.
  */
 #ifndef RV_VEC_H
 #define RV_VEC_H
@@ -47,6 +47,7 @@ static RV_INLINE vf vf_split(vf a, vf *m)
 static RV_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 static RV_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static RV_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static RV_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 /* Neighbouring lanes change places. */
 static RV_INLINE vf vf_swap(vf a) { return _mm512_permute_ps(a, 0xb1); }
 static RV_INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
@@ -98,6 +99,7 @@ static RV_INLINE vd vd_split(vd a, vd *m)
 static RV_INLINE vd vd_div(vd a, vd b) { return _mm512_div_pd(a, b); }
 static RV_INLINE vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
 static RV_INLINE vd vd_max(vd a, vd b) { return _mm512_max_pd(a, b); }
+static RV_INLINE vd vd_min(vd a, vd b) { return _mm512_min_pd(a, b); }
 static RV_INLINE vd vd_swap(vd a) { return _mm512_permute_pd(a, 0x55); }
 static RV_INLINE vd vd_abs(vd a) { return _mm512_abs_pd(a); }
 static RV_INLINE vdm vd_lt(vd a, vd b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }

@@ -55,6 +55,7 @@ static RV_INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 static RV_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 /* FMAX would return the NaN on either side; b is wanted. */
 static RV_INLINE vf vf_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+static RV_INLINE vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 /* Neighbouring lanes change places. */
 static RV_INLINE vf vf_swap(vf a) { return vrev64q_f32(a); }
 static RV_INLINE vf vf_abs(vf a) { return vabsq_f32(a); }
@@ -112,6 +113,7 @@ static RV_INLINE vd vd_split(vd a, vd *m)
 static RV_INLINE vd vd_div(vd a, vd b) { return vdivq_f64(a, b); }
 static RV_INLINE vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
 static RV_INLINE vd vd_max(vd a, vd b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
+static RV_INLINE vd vd_min(vd a, vd b) { return vbslq_f64(vcltq_f64(a, b), a, b); }
 static RV_INLINE vd vd_swap(vd a) { return vextq_f64(a, a, 1); }
 static RV_INLINE vd vd_abs(vd a) { return vabsq_f64(a); }
 static RV_INLINE vdm vd_lt(vd a, vd b) { return vcltq_f64(a, b); }

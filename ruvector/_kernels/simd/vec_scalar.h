@@ -47,6 +47,8 @@
     { RV_EACH c.x[i] = a.x[i] * b.x[i] + c.x[i]; return c; }                                 \
     static RV_INLINE V V##_max(V a, V b)                                                     \
     { RV_EACH b.x[i] = a.x[i] > b.x[i] ? a.x[i] : b.x[i]; return b; }                        \
+    static RV_INLINE V V##_min(V a, V b)                                                     \
+    { RV_EACH b.x[i] = a.x[i] < b.x[i] ? a.x[i] : b.x[i]; return b; }                        \
     /* Neighbouring lanes change places. */                                                  \
     static RV_INLINE V V##_swap(V a) { V r; RV_EACH r.x[i] = a.x[i ^ 1]; return r; }         \
     static RV_INLINE V V##_abs(V a) { RV_EACH a.x[i] = FABS(a.x[i]); return a; }             \
