@@ -209,6 +209,24 @@ def test_nan_stays_visible(rng):
     assert np.isfinite(np.delete(result.anchor, 2, axis=0)).all()
 
 
+@pytest.mark.parametrize("form", ["shared", "own"])
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -3e38])
+def test_what_a_hidden_negative_holds_reaches_nothing(form, fill, rng):
+    batch = Batch(rng, form, (9, 7, 6), np.float32, ids=True)
+    batch.options["ids"][:] = 0
+    batch.options["negative_ids"] += 1
+    batch.options["negative_ids"][..., 2] = 0
+    loss = InfoNCELoss(0.5)
+    expected = loss.compute_with_gradients(*batch.arrays, **batch.options)
+    batch.negatives[..., 2, :] = fill
+    result = loss.compute_with_gradients(*batch.arrays, **batch.options)
+    assert np.isfinite(result.loss)
+    for name in ("anchor", "positive", "negatives"):
+        # The engine adds in another order where values hold NaN.
+        assert_close(getattr(result, name), getattr(expected, name), 1e-6)
+    assert not result.negatives[..., 2, :].any()
+
+
 @pytest.mark.parametrize("name", ["anchor", "positive", "negatives"])
 def test_zero_vectors_are_named(name, rng):
     given = {

@@ -115,6 +115,44 @@ def test_nan_stays_visible(form, rng):
     assert np.isfinite(np.delete(result.anchor, 2, axis=0)).all()
 
 
+@pytest.mark.parametrize("form", ["shared", "own"])
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -3e38])
+def test_what_a_hidden_negative_holds_reaches_nothing(form, fill, rng):
+    batch = Batch(rng, form, (9, 7, 6), np.float32, ids=True)
+    batch.options["ids"][:] = 0
+    batch.options["negative_ids"] += 1
+    batch.options["negative_ids"][..., 2] = 0
+    loss = LocalContrastiveLoss(3.0)
+    expected = loss.compute_with_gradients(*batch.arrays, **batch.options)
+    batch.negatives[..., 2, :] = fill
+    result = loss.compute_with_gradients(*batch.arrays, **batch.options)
+    assert np.isfinite(result.loss)
+    for name in ("anchor", "positive", "negatives"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
+    assert not result.negatives[..., 2, :].any()
+
+
+@every_form
+def test_nan_reaches_only_those_that_see_it(form, rng):
+    batch = Batch(rng, form, (9, 9, 6), np.float32, ids=True)
+    ids = batch.options["ids"]
+    ids[:] = np.arange(9) % 3
+    if form != "in_batch":
+        batch.options["negative_ids"] = np.broadcast_to(ids, (9, 9)[: 1 + (form == "own")])
+    batch.anchors[2] = np.nan
+    result = LocalContrastiveLoss(9.0).compute_with_gradients(*batch.arrays, **batch.options)
+    unseen = ids == ids[2]
+    assert np.isnan(result.anchor[2]).all()
+    assert np.isfinite(np.delete(result.anchor, 2, axis=0)).all()
+    negatives = {"in_batch": result.positive, "shared": result.negatives}.get(form)
+    if negatives is None:
+        negatives = result.negatives[2]
+    elif form == "in_batch":
+        unseen[2] = False
+    assert np.isfinite(negatives[unseen]).all()
+    assert np.isnan(negatives[ids != ids[2]]).all()
+
+
 def test_threads_agree(rng):
     batch = Batch(rng, "in_batch", (600, 1, 64), np.float32)
     results = []

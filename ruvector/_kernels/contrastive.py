@@ -186,13 +186,15 @@ class _Batch:
         """Write the gradients of an anchor's own negatives: w P (a - (a.n) n) / (t |n|)."""
         assert self._weight is not None
         assert self._negatives_gradient is not None
-        anchor = self._anchor[rows]
+        anchor, hidden = self._anchor[rows], share == 0
         share *= (self._weight[rows] / self._temperature).astype(share.dtype)[:, np.newaxis]
         share /= self._norms[2].reshape(-1, share.shape[1])[rows]
         gradient = self._negatives_gradient[rows]
         along = share * np.einsum("bnd,bd->bn", unit, anchor)
         np.multiply(unit, -along[..., np.newaxis], out=gradient)
         gradient += share[..., np.newaxis] * anchor[:, np.newaxis]
+        if not np.isfinite(along).all():
+            gradient[hidden] = 0
 
     def gradients(self) -> InfoNCEGradients | None:
         """Finish the gradients, in place."""
@@ -311,8 +313,12 @@ def _project(gradient: _Array, unit: _Array, norms: _Array) -> _Array:
     Returns their components along the unit vectors, which are lost.
     """
     along: _Array = np.einsum("ij,ij->i", gradient, unit)
+    # A hidden vector has no gradient, not even where it holds NaN.
+    hidden = None if np.isfinite(along).all() else ~gradient.any(axis=1)
     gradient -= along[:, np.newaxis] * unit
     gradient /= norms[:, np.newaxis]
+    if hidden is not None:
+        gradient[hidden] = 0
     return along
 
 

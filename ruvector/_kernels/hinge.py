@@ -162,24 +162,27 @@ class _Rows:
         weights = self._add(distances, hidden)
         if weights is None or gradient is None:
             return
+        # W is NaN where NaN counts; elsewhere its 0 leaves none of the other vector.
+        anchors64, keys64 = _finite(self._anchor), _finite(keys64)
         # The same rows in the type of the products.
-        anchor, others = self._anchor, keys64
+        anchors, others = anchors64, keys64
         if self._are_apart(weights, keys):
-            anchor, others = self._raw, keys
+            anchors, others = self._raw, keys
         weights = np.multiply(
-            weights, self._share_of_rows(), dtype=anchor.dtype, casting="same_kind"
+            weights, self._share_of_rows(), dtype=anchors.dtype, casting="same_kind"
         )
         by_row, by_key = (weights.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
         self._gradient += weights @ others
-        self._gradient -= by_row[:, np.newaxis] * self._anchor
+        self._gradient -= by_row[:, np.newaxis] * anchors64
         keys64 *= by_key[:, np.newaxis]
-        gradient += np.subtract(weights.T @ anchor, keys64, out=keys64)
+        gradient += np.subtract(weights.T @ anchors, keys64, out=keys64)
 
     def _are_apart(self, inverse: _Float64, keys: _Array) -> bool:
         """Return whether float32 keeps the products, given the inverse distances."""
         if self._raw.dtype != np.float32:
             return False
-        largest = np.sqrt(max(row_dots(x, x).max(initial=0.0) for x in (self._raw, keys)))
+        squares = [row_dots(x, x).max(initial=0.0) for x in (self._raw, keys)]
+        largest = np.sqrt(np.max(squares))  # NaN, and so False, if one is
         return bool(
             1 / _LARGE < largest < _LARGE and largest * inverse.max(initial=0.0) < _APART
         )
@@ -188,10 +191,13 @@ class _Rows:
         self, keys: _Array, hidden: NDArray[np.bool_] | None, gradient: _Array | None
     ) -> None:
         apart = self._anchor[:, np.newaxis] - keys
-        weights = self._add(np.sqrt(np.einsum("ijk,ijk->ij", apart, apart)), hidden)
+        distances = np.sqrt(np.einsum("ijk,ijk->ij", apart, apart))
+        weights = self._add(distances, hidden)
         if weights is None or gradient is None:
             return
         weights *= self._share_of_rows()
+        if not np.isfinite(distances).all():
+            apart[weights == 0] = 0
         apart *= weights[..., np.newaxis]
         gradient[...] = apart
         self._gradient -= apart.sum(axis=1)
@@ -247,6 +253,10 @@ def _with_own(
     own = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
     hidden[own - rows.start, own - columns.start] = True
     return hidden
+
+
+def _finite(x: _Float64) -> _Float64:
+    return x if np.isfinite(x).all() else np.where(np.isfinite(x), x, 0)
 
 
 def _inverse(distances: _Float64) -> _Float64:
