@@ -11,7 +11,17 @@ import numpy as np
 
 from .errors import InvalidConfigError
 
-__all__ = ["curvature_of", "finite", "flag", "integer", "one_of", "real_type", "settings"]
+__all__ = [
+    "curvature_of",
+    "finite",
+    "flag",
+    "generator",
+    "integer",
+    "one_of",
+    "real_type",
+    "seeded",
+    "settings",
+]
 
 _T = TypeVar("_T")
 
@@ -52,7 +62,10 @@ def finite(value: Any, name: str, *, positive: bool = False) -> float:
     """Return `value` as a finite float, above 0 where `positive`."""
     result = math.nan
     if isinstance(value, Real) and not isinstance(value, bool):
-        result = float(value)
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
     if not math.isfinite(result) or (positive and result <= 0):
         kind = "positive finite number" if positive else "finite number"
         raise InvalidConfigError(f"{name} must be a {kind}, got {value!r}")
@@ -65,6 +78,22 @@ def curvature_of(value: Any) -> float:
     if result == 0:
         raise InvalidConfigError(f"curvature must not be 0, got {value!r}")
     return result
+
+
+def generator(seed: Any, rng: Any, default: int | None = None) -> np.random.Generator:
+    """Return `rng`, or a new generator of `seed`; one of them may be given."""
+    if rng is None:
+        return np.random.default_rng(default if seed is None else integer(seed, "seed", 0))
+    if seed is not None:
+        raise InvalidConfigError("seed and rng must not both be given")
+    if not isinstance(rng, np.random.Generator):
+        raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
+    return rng
+
+
+def seeded(seed: Any) -> np.random.Generator:
+    """Return the generator that `seed` is, or a new one of it."""
+    return seed if isinstance(seed, np.random.Generator) else generator(seed, None)
 
 
 def one_of(value: Any, name: str, allowed: tuple[str, ...]) -> str:

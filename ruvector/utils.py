@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _config, _kernels
 from ._arrays import Array, floating
 from ._arrays import vectors as matrix_of
-from ._checks import finite, integer
+from ._checks import finite, integer, seeded
 from ._rows import RowOutput, at_least, check_width, row_pairs, rows, zero_vector
 from .errors import DimensionMismatchError
 from .functional import scaled_dot_product_attention
@@ -338,7 +338,7 @@ def random_orthogonal_matrix(
     Raises
     ------
     InvalidConfigError
-        If `dim` is not an integer of at least 1.
+        If `dim` is not an integer of at least 1, or `seed` neither an integer nor a generator.
 
     References
     ----------
@@ -354,7 +354,7 @@ def random_orthogonal_matrix(
     True
     """
     dim = integer(dim, "dim", 1)
-    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))
+    q, r = np.linalg.qr(seeded(seed).normal(size=(dim, dim)))
     # QR alone fixes the signs of the diagonal of R, which is not uniform.
     return np.asarray(q * np.copysign(1, np.diagonal(r)), dtype=np.float32)
 

@@ -313,6 +313,8 @@ class TestObject:
         first, second = state(seed=3), state(rng=np.random.default_rng(3))
         assert all(np.array_equal(first[name], second[name]) for name in first)
         assert not np.array_equal(first["att"], state(seed=4)["att"])
+        simple = EdgeFeaturedAttention.simple(8, 2, 4, seed=3).state_dict()
+        assert all(np.array_equal(first[name], simple[name]) for name in first)
         assert {x.dtype.name for x in first.values()} == {"float32"}
 
     def test_parameters_are_live(self):

@@ -299,6 +299,14 @@ class TestObject:
             LinearAttention(**{"dim": 8, "num_features": 4} | arguments)
         assert str(caught.value) == message
 
+    def test_a_seed_and_a_generator_exclude_each_other(self):
+        for seed in (3, 42):
+            with pytest.raises(
+                ruvector.InvalidConfigError, match="seed and rng must not both be given"
+            ):
+                LinearAttention(8, 4, seed=seed, rng=np.random.default_rng())
+        assert LinearAttention(8, 4).seed == LinearAttention(8, 4, seed=None).seed == 42
+
     @pytest.mark.parametrize("mask", [np.ones((3, 9), bool), np.ones((1, 9)), np.ones(())])
     def test_a_mask_is_one_of_keys(self, mask):
         attention = LinearAttention(DIM, FEATURES)

@@ -310,3 +310,13 @@ def test_in_batch_rows_are_checked(arguments, error, message):
 def test_in_batch_flag_is_checked():
     with pytest.raises(ruvector.InvalidConfigError, match="exclude_positive must be True"):
         InBatchMiner(1)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", True])
+def test_wrong_seeds(seed):
+    for make in (
+        lambda: HardNegativeMiner("random", seed=seed),
+        lambda: ruvector.random_orthogonal_matrix(3, seed),
+    ):
+        with pytest.raises(ruvector.InvalidConfigError, match="seed must be an integer"):
+            make()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arrays import floating
-from .._checks import integer, real_type, settings
+from .._checks import generator, real_type, settings
 from .._gatv2 import initial_parameters
 from ..errors import InvalidConfigError
 from ._edge_config import EdgeFeaturedConfig
@@ -48,13 +48,8 @@ class EdgeAttention(Learned, Attention):
         super().__init__(chosen.node_dim)
         self._settings = chosen
         self._heads = chosen.num_heads
-        if rng is not None and seed is not None:
-            raise InvalidConfigError("seed and rng must not both be given")
-        if rng is None:
-            rng = np.random.default_rng(None if seed is None else integer(seed, "seed", 0))
-        if not isinstance(rng, np.random.Generator):
-            raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
-        self._parameters = initial_parameters(chosen, rng, real_type(dtype, "dtype"))
+        drawn = generator(seed, rng)
+        self._parameters = initial_parameters(chosen, drawn, real_type(dtype, "dtype"))
 
     @property
     def node_dim(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arrays import Array, cast, compute_dtype, view
-from .._checks import integer, real_type, settings
+from .._checks import generator, real_type, settings
 from .._expert_gradients import MixtureTargets, differentiate_mixture
 from .._experts import EXPERT_TYPES, Routed, Visit, initial_parameters, mix, route
 from .._kernels import routing
@@ -52,14 +52,7 @@ class Mixture(Learned, Attention):
         self._settings = chosen
         types = chosen.expert_types or islice(cycle(EXPERT_TYPES), chosen.num_experts)
         self._expert_types = tuple(types)
-        if rng is not None and seed is not None:
-            raise InvalidConfigError("seed and rng must not both be given")
-        if rng is None:
-            seed = _DEFAULT_SEED if seed is None else integer(seed, "seed", 0)
-            rng = np.random.default_rng(seed)
-        if not isinstance(rng, np.random.Generator):
-            raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
-        self._rng = rng
+        self._rng = rng = generator(seed, rng, _DEFAULT_SEED)
         self._parameters = initial_parameters(
             self._dim, self._expert_types, rng, real_type(dtype, "dtype")
         )

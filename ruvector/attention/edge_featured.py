@@ -84,19 +84,23 @@ class EdgeFeaturedAttention(TrainedEdges):
     """
 
     @classmethod
-    def simple(cls, node_dim: int, edge_dim: int, num_heads: int) -> EdgeFeaturedAttention:
+    def simple(
+        cls, node_dim: int, edge_dim: int, num_heads: int, *, seed: int | None = None
+    ) -> EdgeFeaturedAttention:
         """Make an attention with the defaults of :class:`EdgeFeaturedConfig`.
 
         Parameters
         ----------
         node_dim, edge_dim, num_heads
             As in :class:`EdgeFeaturedConfig`.
+        seed : int, optional
+            As in the class.
 
         Returns
         -------
         EdgeFeaturedAttention
         """
-        return cls(EdgeFeaturedConfig(node_dim, edge_dim, num_heads))
+        return cls(EdgeFeaturedConfig(node_dim, edge_dim, num_heads), seed=seed)
 
     def compute_with_edges(
         self,

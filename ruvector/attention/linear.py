@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arrays import Array, cast, compute_dtype, contiguous_rows, view
-from .._checks import flag, integer, one_of, real_type
+from .._checks import flag, generator, integer, one_of, real_type
 from .._features import KERNELS, LinearProblem, draw_projection, key_bias
 from .._kernels.spec import LinearState
 from .._linear_backward import LinearTargets, differentiate_linear
@@ -59,7 +59,7 @@ class LinearAttention(RunningSums):
         Whether the queries of :meth:`compute` are the last m of the n positions and see no
         key behind their own: query `i` sees keys up to ``n - m + i``.
     rng : numpy.random.Generator, optional
-        Where the projection comes from instead of `seed`.
+        Where the projection comes from instead of a `seed`.
     dtype : {"float32", "float64"}, default "float32"
         Type of the projection. Calls compute in it, or in that of their arrays if that is
         wider.
@@ -67,7 +67,7 @@ class LinearAttention(RunningSums):
     Raises
     ------
     InvalidConfigError
-        If a parameter is outside its domain.
+        If a parameter is outside its domain, or both `seed` and `rng` are given.
 
     See Also
     --------
@@ -122,7 +122,7 @@ class LinearAttention(RunningSums):
         dim: int,
         num_features: int,
         kernel: str = "softmax",
-        seed: int | None = _SEED,
+        seed: int | None = None,
         ortho: bool = True,
         causal: bool = False,
         *,
@@ -134,16 +134,12 @@ class LinearAttention(RunningSums):
         self._kernel = one_of(kernel, "kernel", KERNELS)
         self._ortho = flag(ortho, "ortho")
         self._causal = flag(causal, "causal")
-        self._seed: int | None = None
-        if rng is None:
-            self._seed = _SEED if seed is None else integer(seed, "seed", 0)
-            rng = np.random.default_rng(self._seed)
-        if not isinstance(rng, np.random.Generator):
-            raise InvalidConfigError(f"rng must be a numpy.random.Generator, got {rng!r}")
+        source = generator(seed, rng, _SEED)
+        self._seed = None if rng is not None else _SEED if seed is None else int(seed)
         real = real_type(dtype, "dtype")
         self._parameters = {}
         if self._kernel != "elu":
-            drawn = draw_projection(self._dim, self._num_features, self._ortho, rng)
+            drawn = draw_projection(self._dim, self._num_features, self._ortho, source)
             self._parameters["projection"] = drawn.astype(real)
 
     @property

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _config, _kernels
 from .._arrays import Array, compute_dtype, floating, integers, promote, vectors
-from .._checks import finite, flag, integer
+from .._checks import finite, flag, integer, seeded
 from .._kernels import mining
 from .._rows import rows, zero_vector
 from ..errors import DimensionMismatchError, EmptyInputError, InvalidConfigError
@@ -93,7 +93,7 @@ class HardNegativeMiner:
         self._cutoff = finite(cutoff, "cutoff")
         if not 0 <= self._cutoff <= 2:
             raise InvalidConfigError(f"cutoff must be from 0 to 2, got {cutoff!r}")
-        self._rng = np.random.default_rng(seed)
+        self._rng = seeded(seed)
 
     @classmethod
     def with_margin(
