@@ -37,6 +37,7 @@ DType = np.dtype[Any]
 
 FLOAT16, FLOAT32, FLOAT64 = (np.dtype(t) for t in (np.float16, np.float32, np.float64))
 BFLOAT16 = np.dtype(np.uint16)
+_INT64 = np.iinfo(np.int64)
 _FLOATS = frozenset({FLOAT16, FLOAT32, FLOAT64})
 
 _REAL = "real numbers (float16, bfloat16, float32, float64, integer or bool)"
@@ -125,13 +126,20 @@ def integers(x: object, name: str) -> NDArray[np.int64]:
 
     Raises
     ------
+    InvalidConfigError
+        If a number does not fit into int64.
     TypeError
         If the input has another dtype than an integer one.
     """
     array, is_bfloat16 = view(x, name)
     if is_bfloat16 or (array.dtype.kind not in "iu" and array.size):
+        if isinstance(x, list | tuple):
+            # NumPy makes floats or objects of Python's integers when they are too large.
+            _check_range(np.array(x, object), name)
         kind = "bfloat16" if is_bfloat16 else str(array.dtype)
         raise TypeError(f"{name} must hold integers, got dtype {kind}")
+    if array.dtype.kind == "u":
+        _check_range(array, name)
     return np.require(array, np.int64, ["C", "A"])
 
 
@@ -238,6 +246,15 @@ class Output:
             else:
                 self._target[...] = self.work.astype(self._bfloat16).view(BFLOAT16)
         return self._result
+
+
+def _check_range(array: Array, name: str) -> None:
+    """Raise where there are only integers and one does not fit into int64."""
+    if array.dtype == object and not all(type(entry) is int for entry in array.flat):
+        return
+    for extreme in (array.max(initial=0), array.min(initial=0)):
+        if not _INT64.min <= extreme <= _INT64.max:
+            raise InvalidConfigError(f"{name} must hold integers that fit int64, got {extreme}")
 
 
 def _writeable(out: object, shape: tuple[int, ...], dtype: DType) -> Array:

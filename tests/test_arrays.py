@@ -299,6 +299,21 @@ class TestRefused:
             with pytest.raises(TypeError, match=r"^x must hold integers, got dtype"):
                 integers(wrong, "x")
 
+    @pytest.mark.parametrize("dtype", ["<u8", ">u8"])
+    def test_integers_beyond_int64(self, dtype):
+        assert integers(np.array([2**63 - 1, 0], dtype), "x").tolist() == [2**63 - 1, 0]
+        with pytest.raises(ruvector.InvalidConfigError) as caught:
+            integers(np.array([0, 2**63], dtype), "x")
+        assert str(caught.value) == (
+            "x must hold integers that fit int64, got 9223372036854775808"
+        )
+
+    @pytest.mark.parametrize("number", [2**63, 2**64, 2**70, -(2**63) - 1])
+    @pytest.mark.parametrize("kind", [list, tuple])
+    def test_python_integers_beyond_int64(self, kind, number):
+        with pytest.raises(ruvector.InvalidConfigError, match=rf"^x must .*, got {number}$"):
+            integers(kind([[0, 1], [-1, number]]), "x")
+
 
 class TestPromotion:
     @pytest.mark.parametrize("a", FLOATS)

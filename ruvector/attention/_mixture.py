@@ -13,7 +13,7 @@ from .._checks import generator, real_type, settings
 from .._expert_gradients import MixtureTargets, differentiate_mixture
 from .._experts import EXPERT_TYPES, Routed, Visit, initial_parameters, mix, route
 from .._kernels import routing
-from ..errors import InvalidConfigError, InvalidMaskError
+from ..errors import InvalidMaskError
 from ._moe_config import MoEConfig
 from ._moe_stats import RoutingStats, Tally
 from ._parameters import Learned

@@ -12,7 +12,7 @@ from .._checks import flag, generator, integer, one_of, real_type
 from .._features import KERNELS, LinearProblem, draw_projection, key_bias
 from .._kernels.spec import LinearState
 from .._linear_backward import LinearTargets, differentiate_linear
-from ..errors import InvalidConfigError, InvalidMaskError
+from ..errors import InvalidMaskError
 from ._running import RunningSums
 from .base import Gradients, Inputs
 
