@@ -7,7 +7,9 @@ dtype that the inputs promote to (float32 for lists, integers and bool) and is c
 float64.
 
 Points are taken as they are: one outside of the ball gives NaN, and one on its boundary is
-infinitely far from all others. :func:`project_to_ball` brings points inside. A result that
+infinitely far from all others, so that its logarithm is infinite in the entries where it is
+not 0. Only what has no limit there is NaN: the sum of opposite points of the boundary, and
+means. :func:`project_to_ball` brings points inside. A result that
 rounding would put on the boundary is shortened by twice the spacing of its dtype.
 
 References

@@ -175,6 +175,29 @@ class TestAccuracy:
             assert (norm < 1 / np.sqrt(c)).all()
             assert np.isfinite(hyperbolic.conformal_factor(got, c)).all()
 
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_the_boundary_gives_no_nan(self, dtype):
+        inside = np.array([[0.3, 0.1]], dtype)
+        edge, origin = np.array([[1, 0], [0, -1]], dtype), np.zeros((1, 2), dtype)
+        endless = np.array([[np.inf, 0], [0, -np.inf]])
+        np.testing.assert_array_equal(hyperbolic.logmap0(edge, 1.0), endless)
+        np.testing.assert_array_equal(hyperbolic.log_map(origin, edge, 1.0), endless)
+        assert np.isinf(hyperbolic.log_map(inside, edge, 1.0)).all()
+        np.testing.assert_array_equal(hyperbolic.log_map(edge, inside, 1.0), 0)
+        np.testing.assert_array_equal(hyperbolic.log_map(edge, edge, 1.0), 0)
+        lorentz = hyperbolic.poincare_to_lorentz(edge, 1.0)
+        np.testing.assert_array_equal(lorentz, np.hstack([[[np.inf]] * 2, endless]))
+        apart = hyperbolic.poincare_distance(edge[:, np.newaxis], edge, 1.0)
+        np.testing.assert_array_equal(apart, [[0, np.inf], [np.inf, 0]])
+        np.testing.assert_array_equal(hyperbolic.mobius_scalar_mult(0.0, edge, 1.0), 0)
+        for still in (
+            hyperbolic.mobius_scalar_mult(2.0, edge, 1.0),
+            hyperbolic.mobius_add(edge, inside, 1.0),
+            hyperbolic.exp_map(edge, inside, 1.0),
+            hyperbolic.exp_map(edge, origin, 1.0),
+        ):
+            np.testing.assert_allclose(still, edge, atol=1e-6)
+
     def test_outside_is_nan_and_the_boundary_infinitely_far(self):
         inside, boundary, outside = [0.5, 0.0], [1.0, 0.0], [1.1, 0.0]
         assert hyperbolic.poincare_distance(inside, boundary, 1.0) == np.inf

@@ -105,7 +105,8 @@ def mobius_scalar_mult(
             length = root * np.sqrt(_squares(a))
             r = factor[rows, np.newaxis]
             ratio = np.tanh(r * np.arctanh(length)) / length
-            out[rows] = _shortened(a * np.where(length == 0, r, ratio), limit)
+            still = (r == 0) & (length <= 1)
+            out[rows] = _shortened(a * np.where((length == 0) | still, r, ratio), limit)
 
 
 def exp_map(base: _Array, tangent: _Array, out: _Array, curvature: float, limit: float) -> None:
@@ -115,8 +116,8 @@ def exp_map(base: _Array, tangent: _Array, out: _Array, curvature: float, limit:
         for rows, x, v in _pairs(base, tangent):
             half = 1 / _inside(x, curvature)
             length = root * np.sqrt(_squares(v))
-            angle = half * length
-            step = v * np.where(length == 0, half, np.tanh(angle) / length)
+            angle = _times(length, half)
+            step = _times(v, np.where(length == 0, half, np.tanh(angle) / length))
             # Of the step 1 - c|y|^2 is 1/cosh^2, which does not cancel.
             total = _sum(x, step, np.cosh(angle) ** -2.0, curvature)
             out[rows] = _shortened(total, limit)
@@ -132,7 +133,8 @@ def log_map(base: _Array, point: _Array, out: _Array, curvature: float) -> None:
             direction = a * gap - curvature * square * x
             norm = np.sqrt(_squares(direction))
             length = a / 2 * _distance(square, a, _inside(y, curvature), curvature)
-            out[rows] = direction * np.where(norm == 0, 0, length / norm)
+            # At a base on the boundary every distance is 0.
+            out[rows] = _times(direction, np.where((norm == 0) | (a == 0), 0, length / norm))
 
 
 def expmap0(tangent: _Array, out: _Array, curvature: float, limit: float) -> None:
@@ -165,7 +167,7 @@ def poincare_to_lorentz(x: _Array, out: _Array, curvature: float) -> None:
         for rows, a in _blocks(x):
             inside = _inside(a, curvature)
             out[rows, :1] = (2 - inside) / (np.sqrt(curvature) * inside)
-            out[rows, 1:] = 2 * a / inside
+            out[rows, 1:] = _times(a, 2 / inside)
 
 
 def lorentz_to_poincare(x: _Array, out: _Array, curvature: float, limit: float) -> None:
@@ -278,12 +280,22 @@ def _distance(square: _Float64, a: _Float64, b: _Float64, curvature: float) -> _
     root = np.sqrt(curvature)
     distance: _Float64 = np.arcsinh(root * np.sqrt(square) / np.sqrt(a) / np.sqrt(b))
     distance *= 2 / root
+    # Of a point of the boundary to itself, too.
+    distance[(square == 0) & (a == 0) & (b == 0)] = 0
     return distance
 
 
 def _log0(y: _Float64, curvature: float) -> _Float64:
     length = np.sqrt(curvature * _squares(y))
-    result: _Float64 = y * np.where(length == 0, 1, np.arctanh(length) / length)
+    return _times(y, np.where(length == 0, 1, np.arctanh(length) / length))
+
+
+def _times(x: _Float64, factor: _Float64) -> _Float64:
+    """Return x times a factor of each row; 0 stays 0 beside that of the boundary, infinity."""
+    result: _Float64 = x * factor
+    endless = np.isinf(factor)
+    if endless.any():
+        result[(x == 0) & endless] = 0
     return result
 
 
