@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from ruvector._kernels.fallback import _storage, _threads, _tiles
+from ruvector._kernels.fallback._ranking import largest
 from ruvector._kernels.fallback._visible import VisibleKeys, is_positional
 from ruvector._kernels.spec import AttentionSpec
 
@@ -235,3 +236,15 @@ class TestBlasThreads:
         for worker in workers:
             worker.join()
         assert _blas_threads() == before
+
+
+@pytest.mark.parametrize("k", [1, 3, 20, 39, 40, 60])
+@pytest.mark.parametrize("hidden", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("levels", [2, 1000])
+def test_largest_are_those_of_a_stable_sort(k, hidden, levels):
+    rng = np.random.default_rng([k, levels])
+    scores = rng.integers(0, levels, (2, 30, 40)).astype(np.float32)
+    scores[rng.random(scores.shape) < hidden * rng.integers(0, 2, (2, 30, 1))] = -np.inf
+    columns = largest(scores, k)
+    expected = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+    np.testing.assert_array_equal(columns, expected)
