@@ -241,10 +241,11 @@ class Output:
     def deliver(self) -> Any:
         """Return the finished result, once the kernel has written `work`."""
         if self.work is not self._target:
-            if self._bfloat16 is None:
-                self._target[...] = self.work
-            else:
-                self._target[...] = self.work.astype(self._bfloat16).view(BFLOAT16)
+            with np.errstate(all="ignore"):
+                if self._bfloat16 is None:
+                    self._target[...] = self.work
+                else:
+                    self._target[...] = self.work.astype(self._bfloat16).view(BFLOAT16)
         return self._result
 
 
@@ -370,7 +371,7 @@ def _converted(x: Array, dtype: DType, keep: int, *, storage: bool = True) -> Ar
         core = x[tuple(slice(None) if step else slice(0, 1) for step in x.strides[:keep])]
     if storage and x.dtype == BFLOAT16 and dtype != BFLOAT16:
         core = (core.astype(np.uint32) << np.uint32(16)).view(FLOAT32)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         copy = np.array(core, dtype=dtype, order="C")
     return copy if copy.shape == x.shape else np.broadcast_to(copy, x.shape)
 

@@ -214,6 +214,8 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _read(given: Any, name: str, check: Callable[[object, str], Array]) -> list[Array]:
+    if isinstance(given, memoryview):
+        given = np.asarray(given)
     try:
         len(given)
     except TypeError:

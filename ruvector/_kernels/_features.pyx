@@ -279,7 +279,8 @@ cdef void prepare(const Map *map, const Sums *sums, Reader *reader) noexcept nog
     cdef double *added = reader.work
     cdef double *total = reader.work + width
     for d in range(map.dim_v):
-        added[d] = epsilon * sums.value_sum[d]
+        # 0 times a sum that is infinite would be NaN.
+        added[d] = epsilon * sums.value_sum[d] if map.exponential else 0.0
     added[map.dim_v] = epsilon * sums.count[0]
     memset(total, 0, width * sizeof(double))
     for i in range(map.features):

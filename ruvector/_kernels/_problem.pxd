@@ -1,6 +1,7 @@
 """One attention call as the nogil drivers see it: plain pointers, strides and numbers."""
 
 from libc.float cimport DBL_MAX, FLT_MAX
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -180,8 +181,9 @@ cdef inline void start_state(const Call *call, Py_ssize_t head, char *m, char *l
     cdef double logit
     if call.sink_logits != NULL:
         logit = real_at(call, call.sink_logits, head)
-        if logit > -1e300:
+        if logit != -INFINITY:
             set_real(call, m, index, logit * 1.4426950408889634)
-            set_real(call, l, index, 1.0)
+            # NaN for a logit that is not finite.
+            set_real(call, l, index, logit - logit + 1.0)
             return
     start_empty(call, m, l, index)

@@ -154,9 +154,10 @@ def mixture_gradient(
     weights: _Floats, gradient: _Floats, choice: _Integers, out: _Floats
 ) -> None:
     """Add to `out` (R, N) the gradient in the logits, of that in the weights ``(R, k)``."""
-    mean = np.sum(weights * gradient, axis=1, keepdims=True)
     rows, positions = np.nonzero(choice >= 0)
-    own = weights * (gradient - mean)
+    with np.errstate(invalid="ignore"):
+        mean = np.sum(weights * gradient, axis=1, keepdims=True)
+        own = weights * (gradient - mean)
     out[rows, choice[rows, positions]] += own[rows, positions]
 
 

@@ -33,10 +33,10 @@ static void T(row_add_bias)(void *s_, int nk, const void *bias_, ptrdiff_t key_s
 {
     REAL *s = s_;
     const REAL *bias = bias_;
-    const REAL factor = (REAL)unit, hidden = -(REAL)INFINITY;
+    const REAL factor = (REAL)unit, hidden = -(REAL)INFINITY, lowest = LOWEST / 2;
     for (int j = 0; j < nk; j++) {
         const REAL b = bias[j * key_stride];
-        s[j] = b == hidden ? hidden : s[j] + b * factor;
+        s[j] = b == hidden ? hidden : s[j] + (b < lowest ? lowest : b) * factor;
     }
 }
 

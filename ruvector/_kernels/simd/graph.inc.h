@@ -13,13 +13,11 @@
  * Parameters as in softmax.inc.h.
  */
 
-#include <float.h>
 #include <string.h>
 
 #define EDGES (LANES < 4 ? LANES : 4)
 #define EDGE_VECS (LANES / EDGES)
 #define SUM_VECS 8      /* vectors of o in registers */
-#define LOWEST ((REAL)(sizeof(REAL) == 4 ? -FLT_MAX : -DBL_MAX))
 
 /* dst = padded, row = unpadded (H, C); dst = scale * row + shift, shift padded or null */
 static void T(graph_pad)(const rv_graph *g, const void *row_, double scale, const void *shift_,
@@ -295,7 +293,6 @@ static void T(graph_finish)(const rv_graph *g, const void *m_, const void *l_, c
 #undef EDGES
 #undef EDGE_VECS
 #undef SUM_VECS
-#undef LOWEST
 #undef WHOLE
 #undef SINGLE
 #undef RAGGED

@@ -1,6 +1,7 @@
 /* Every tile of one instruction set: the templates, once a type. Included by isa_<name>.c
  * after its vec_<name>.h; ends in the tables of that instruction set. */
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -19,6 +20,7 @@
 /* ---- float arithmetic: float32, float16, bfloat16 and int8 storage ---------------- */
 
 #define REAL float
+#define LOWEST (-FLT_MAX)
 #define RT vf
 #define RM vfm
 #define LANES VF_LANES
@@ -78,6 +80,7 @@ static int RV_NAME(i8, values_finite)(const void *v, ptrdiff_t ldv, int nk, ptrd
 }
 
 #undef REAL
+#undef LOWEST
 #undef RT
 #undef RM
 #undef LANES
@@ -89,6 +92,7 @@ static int RV_NAME(i8, values_finite)(const void *v, ptrdiff_t ldv, int nk, ptrd
 /* ---- double arithmetic ------------------------------------------------------------ */
 
 #define REAL double
+#define LOWEST (-DBL_MAX)
 #define RT vd
 #define RM vdm
 #define LANES VD_LANES

@@ -10,7 +10,7 @@
  * + RV_KEY_BLOCK loads for every RV_VECS RV_KEY_BLOCK of them.
  *
  * The including file sets REAL and defines R(name) (vf_name or vd_name), RT and RM (vector
- * and mask type), LANES, T(name) (the function's own name) and REAL_LOWEST.
+ * and mask type), LANES, T(name) (the function's own name) and LOWEST, of REAL.
  */
 
 /* ---- the two products ------------------------------------------------------------- */
@@ -146,11 +146,13 @@ static void T(add_bias)(void *s_, int nk, int cols, const void *const *rows,
     REAL *s = s_;
     REAL lane[RV_VECS * LANES];
     const RT factor = R(set1)((REAL)unit), hidden = R(set1)(-(REAL)INFINITY);
+    /* A finite bias hides nothing, not even where `unit` times the lowest is not finite. */
+    const RT lowest = R(set1)(LOWEST / 2);
     for (int j = 0; j < nk; j++) {
         for (int i = 0; i < cols; i++) lane[i] = ((const REAL *)rows[i])[j * key_stride];
         for (int c = 0; c < cols; c += LANES) {
             RT b = R(load)(lane + c);
-            RT x = R(fma)(b, factor, R(load)(s + j * cols + c));
+            RT x = R(fma)(R(max)(lowest, b), factor, R(load)(s + j * cols + c));
             R(store)(s + j * cols + c, R(select)(R(eq)(b, hidden), hidden, x));
         }
     }
