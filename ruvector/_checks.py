@@ -12,7 +12,9 @@ import numpy as np
 from .errors import InvalidConfigError
 
 __all__ = [
+    "MOST_THREADS",
     "curvature_of",
+    "extent",
     "finite",
     "flag",
     "generator",
@@ -24,6 +26,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+MOST_THREADS = 2**31 - 1
+"""What a kernel takes; more are as many as there are pieces of work, too."""
 
 
 def flag(value: Any, name: str) -> bool:
@@ -44,6 +49,11 @@ def integer(value: Any, name: str, minimum: int) -> int:
             f"{name} must be an integer of at least {minimum}, got {value!r}"
         )
     return result
+
+
+def extent(value: Any, name: str) -> int:
+    """Return a number of positions; one beyond every array is as good as any other."""
+    return min(integer(value, name, 0), 2**62)
 
 
 def real_type(value: Any, name: str) -> np.dtype[Any]:

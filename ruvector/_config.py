@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _kernels
+from ._checks import MOST_THREADS
 from ._cpus import usable_cpus
 from ._version import __version__
 from .errors import InvalidConfigError
@@ -79,7 +80,7 @@ def _checked_threads(n: int) -> int:
         threads = 0
     if threads < 1:
         raise InvalidConfigError(f"n must be an integer of at least 1, got {n!r}")
-    return threads
+    return min(threads, MOST_THREADS)
 
 
 def get_num_threads() -> int:

@@ -84,6 +84,7 @@ def gradcheck(
     True
     """
     step = finite(eps, "eps", positive=True)
+    atol, rtol = finite(atol, "atol"), finite(rtol, "rtol")
     if isinstance(inputs, Mapping):
         names, given = list(inputs), list(inputs.values())
     else:

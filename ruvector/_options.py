@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._arrays import Array, cast, floating, integers, view
-from ._checks import finite, integer, one_of
+from ._checks import extent, finite, one_of
 from .errors import DimensionMismatchError, InvalidConfigError, InvalidMaskError
 
 __all__ = [
@@ -107,7 +107,7 @@ alibi_slopes
     if window is not None:
         options["left"], options["right"] = checked_sides(window)
     if num_sink_tokens != 0:
-        options["num_sinks"] = integer(num_sink_tokens, "num_sink_tokens", 0)
+        options["num_sinks"] = extent(num_sink_tokens, "num_sink_tokens")
     if softcap is not None:
         options["softcap"] = finite(softcap, "softcap", positive=True)
     if sink_logits is not None:
@@ -145,7 +145,7 @@ def checked_sides(window: Any) -> tuple[int, int]:
         raise InvalidConfigError(f"window must be a pair (left, right), got {window!r}")
     left, right = (
         # A position plus sys.maxsize would overflow; half of it sees as much.
-        -1 if side is None else min(integer(side, f"window[{i}]", 0), 2**62)
+        -1 if side is None else extent(side, f"window[{i}]")
         for i, side in enumerate(window)
     )
     return left, right

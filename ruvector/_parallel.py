@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from . import _config
 from ._arrays import floating
-from ._checks import integer, one_of
-from ._pool import gather, gather_async, loop_submit
+from ._checks import MOST_THREADS, integer, one_of
+from ._pool import gather, gather_async, loop_submit, submit_of
 from ._ragged import Batch, checked_batch
 from .attention import (
     Attention,
@@ -197,7 +197,7 @@ def worker_count(num_workers: int | None) -> int:
     """Return how many workers were asked for."""
     if num_workers is None:
         return _config.get_num_threads()
-    return integer(num_workers, "num_workers", 1)
+    return min(integer(num_workers, "num_workers", 1), MOST_THREADS)
 
 
 def make_batch(
@@ -240,7 +240,7 @@ async def run_async(batch: Batch, workers: int, executor: Executor | None) -> li
     if not len(batch):
         return []
     pieces = batch.pieces(workers)
-    submit: Callable[..., Any] = loop_submit() if executor is None else executor.submit
+    submit: Callable[..., Any] = loop_submit() if executor is None else submit_of(executor)
     return _joined(await gather_async(submit, list(pieces)))
 
 

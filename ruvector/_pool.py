@@ -14,17 +14,35 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-__all__ = ["ahead", "ahead_async", "gather", "gather_async", "in_steps_async", "loop_submit"]
+__all__ = [
+    "ahead",
+    "ahead_async",
+    "gather",
+    "gather_async",
+    "in_steps_async",
+    "loop_submit",
+    "submit_of",
+]
 
 _T = TypeVar("_T")
 _END: Any = object()
 
 
+def submit_of(executor: Any) -> Callable[..., Any]:
+    """Return how pieces are handed to an executor."""
+    submit: Callable[..., Any] | None = getattr(executor, "submit", None)
+    if submit is None:
+        kind = type(executor).__name__
+        raise TypeError(f"executor must be a concurrent.futures.Executor, got {kind}")
+    return submit
+
+
 def gather(executor: Executor, pieces: list[Callable[[], _T]]) -> list[_T]:
     """Run pieces on an executor and return their results in order."""
+    submit = submit_of(executor)
     futures: list[Future[_T]] = []
     try:
-        futures.extend(executor.submit(piece) for piece in pieces)
+        futures.extend(submit(piece) for piece in pieces)
         return [future.result() for future in futures]
     except BaseException:
         from concurrent.futures import wait

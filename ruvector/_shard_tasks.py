@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from . import _mapped
 from ._arrays import Array, compute_dtype, kept
-from ._checks import integer
+from ._checks import MOST_THREADS, extent, integer
 from ._options import Window, checked_sides, read_mask
 from ._shard_plans import Plan, Upstream
 from ._shards import is_cache, make_plan, merge_tree
@@ -66,7 +66,7 @@ class Memory:
     ) -> tuple[Plan, list[tuple[Any, int, Any]]]:
         """Return the plan, and shard, first key and part of the mask of every part."""
         if num_threads is not None:
-            num_threads = integer(num_threads, "num_threads", 1)
+            num_threads = min(integer(num_threads, "num_threads", 1), MOST_THREADS)
         elif executor is not None:
             num_threads = 1
         plan = make_plan(
@@ -76,7 +76,7 @@ class Memory:
             num_threads,
             is_causal=is_causal,
             sides=checked_sides(window),
-            num_sink_tokens=integer(num_sink_tokens, "num_sink_tokens", 0),
+            num_sink_tokens=extent(num_sink_tokens, "num_sink_tokens"),
             positions=positions,
         )
         if self._caches and not plan.takes_caches:

@@ -99,3 +99,46 @@ def test_memoryviews_are_memories():
     views = [memoryview(x) for x in (queries, keys, keys)]
     got = ruvector.parallel_attention_compute("dot-product", *views, dim=8)
     np.testing.assert_array_equal(got, expected)
+
+
+def test_counts_beyond_every_array_are_as_good_as_any():
+    query = normal(1, 1, 5, 8)
+    for number in (2**31, 2**63, 2**70):
+        output = scaled_dot_product_attention(query, query, query, num_sink_tokens=number)
+        np.testing.assert_array_equal(
+            output, scaled_dot_product_attention(query, query, query, num_sink_tokens=5)
+        )
+        attention = ruvector.LocalGlobalAttention(8, number, number)
+        assert attention.global_tokens == number
+        x = query[0, 0]
+        np.testing.assert_allclose(attention.compute(x, x, x), output[0, 0], atol=1e-6)
+        with ruvector.num_threads(number):
+            ruvector.DotProductAttention(8).compute(x, x, x)
+        ruvector.sharded_attention(x, [(x, x)], num_threads=number)
+        parts = x[:, np.newaxis]
+        ruvector.parallel_attention_compute("dot-product", x, parts, parts, number, dim=8)
+
+
+@pytest.mark.parametrize("executor", ["threads", 2])
+def test_what_is_no_executor_is_named(executor):
+    x = normal(5, 8)
+    parts = x[:, np.newaxis]
+    message = "^executor must be a concurrent.futures.Executor, got (str|int)$"
+    for call in (
+        lambda: ruvector.sharded_attention(x, [(x, x)], executor=executor),
+        lambda: ruvector.parallel_attention_compute(
+            "dot-product", x, parts, parts, dim=8, executor=executor
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_other_options_of_wrong_types():
+    with pytest.raises(ruvector.InvalidConfigError, match="strategy must be"):
+        ruvector.HardNegativeMiner(np.array(["hard", "random"]))
+    with pytest.raises(ruvector.InvalidConfigError, match="margin must be a finite number"):
+        ruvector.LocalContrastiveLoss(10**400)
+    for name in ("atol", "rtol"):
+        with pytest.raises(ruvector.InvalidConfigError, match=f"{name} must be a finite"):
+            ruvector.gradcheck(lambda x: (x.sum(), [x]), [[1.0]], **{name: None})

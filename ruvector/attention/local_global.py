@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arrays import Array, integers
-from .._checks import integer
+from .._checks import extent, integer
 from .._problem import Problem
 from ..errors import DimensionMismatchError, InvalidConfigError
 from .base import Gradients, Inputs
@@ -160,10 +160,9 @@ class LocalGlobalAttention(SoftmaxAttention):
         )
 
     def _problem(self, inputs: Inputs, mask: Array | None, **options: Any) -> Problem:
-        half = self._local_window // 2
-        return super()._problem(
-            inputs, mask, left=half, right=half, num_sinks=self._global_tokens, **options
-        )
+        half = extent(self._local_window // 2, "local_window")
+        sinks = extent(self._global_tokens, "global_tokens")
+        return super()._problem(inputs, mask, left=half, right=half, num_sinks=sinks, **options)
 
 
 def standing(m: int, n: int, positions: ArrayLike | None) -> dict[str, Any]:

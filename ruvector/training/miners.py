@@ -82,7 +82,7 @@ class HardNegativeMiner:
         *,
         cutoff: float = 0.5,
     ) -> None:
-        if strategy not in _STRATEGIES:
+        if not isinstance(strategy, str) or strategy not in _STRATEGIES:
             words = ", ".join(map(repr, _STRATEGIES[:-1]))
             raise InvalidConfigError(
                 f"strategy must be {words} or {_STRATEGIES[-1]!r}, got {strategy!r}"
