@@ -435,14 +435,14 @@ static double check_exp2(void)
         float copy[64];
         for (int i = 0; i < 64; i++) copy[i] = x[i] = (float)(-126 * (n * 64 + i) / 256000.0);
         for (int i = 0; i < 64; i++) y[i] = -1022 * (n * 64 + i) / 256000.0;
-        rv_tiles()->decode[RV_F32]->probabilities(x, 64, 0, 1);
+        rv_tiles()->decode[RV_F32]->probabilities(x, 64, 0, 1, 1);
         for (int i = 0; i < 64; i++) {
             const double error = fabs(x[i] / exp2((double)copy[i]) - 1) / 5.96e-8;
             if (error > worst) worst = error;
         }
         double kept[64];
         memcpy(kept, y, sizeof y);
-        rv_tiles()->decode[RV_F64]->probabilities(y, 64, 0, 1);
+        rv_tiles()->decode[RV_F64]->probabilities(y, 64, 0, 1, 1);
         for (int i = 0; i < 64; i++)
             if (!(fabs(y[i] / exp2(kept[i]) - 1) <= 4 * 1.2e-16))
                 fail("exp2 in double", RV_F64, n, i, 0, y[i] / exp2(kept[i]) - 1);

@@ -48,7 +48,7 @@ def attend_plain(
         o, followed by L, shape ``(heads,)``, and the weights, shape ``(heads, n)``, where
         asked for, without the heads' axis where there is one head. None where the arguments
         are anything but contiguous float32 arrays of fitting shapes, or a head's largest score
-        is not finite: the general path answers those.
+        is infinite: the general path answers those.
     """
     if not (
         type(query) is type(keys) is type(values) is np.ndarray
@@ -79,7 +79,7 @@ def attend_plain(
         if heads == 1:
             weight = keys.dot(scaled)
             origin = np.maximum.reduce(weight)
-            if not -np.inf < origin < np.inf:
+            if abs(origin) == np.inf:
                 return None
             weight -= origin
             np.exp(weight, out=weight)
@@ -91,7 +91,7 @@ def attend_plain(
             by_head = keys.reshape(n, heads, dim // heads).transpose(1, 0, 2)
             weight = np.matmul(by_head, scaled.reshape(heads, -1, 1))[:, :, 0]
             origin = np.maximum.reduce(weight, axis=1)
-            if not np.isfinite(origin).all():
+            if np.isinf(origin).any():
                 return None
             whole = origin[:, np.newaxis]
             weight -= whole
