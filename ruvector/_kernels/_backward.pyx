@@ -56,18 +56,21 @@ cdef struct Item:
 
 cdef Py_ssize_t list_items(const Call *call, const Segment *segments, Py_ssize_t count,
                            bint keys, Py_ssize_t step, Item *items) noexcept nogil:
-    """List the blocks of query rows or of keys; counts them where `items` is null."""
-    cdef Py_ssize_t n = 0, s, start, rows
+    """List the blocks of query rows or of keys; counts them where `items` is null.
+
+    Last rows and first keys come first: under a causal mask they have the most work, so the
+    items that are left when threads come free for the last time are small.
+    """
+    cdef Py_ssize_t n = 0, s, b, blocks
     cdef int head
     for s in range(count):
-        rows = segments[s].lk if keys else segments[s].lq * call.group
+        blocks = segments[s].lk if keys else segments[s].lq * call.group
+        blocks = (blocks + step - 1) // step
         for head in range(call.kv_heads):
-            start = 0
-            while start < rows:
+            for b in range(blocks):
                 if items != NULL:
-                    items[n] = Item(s, start, head)
+                    items[n] = Item(s, (b if keys else blocks - 1 - b) * step, head)
                 n += 1
-                start += step
     return n
 
 

@@ -96,12 +96,14 @@ cdef int fill_plan(const Call *call, const Segment *segments, Py_ssize_t count, 
             head = h * heads
             if not decoded(call, segment):
                 scratch = max(scratch, _prefill.scratch_bytes(call))
-                start = 0
-                while start < rows:
+                # Last rows first: a causal mask shows them the most keys, so the items that
+                # are left when threads come free for the last time are small.
+                start = (rows - 1) // step * step
+                while start >= 0:
                     if not count_only:
                         plan.items[n] = Item(s, start, 0, head, 0)
                     n += 1
-                    start += step
+                    start -= step
                 continue
             scratch = max(scratch, _decode.scratch_bytes(call, rows * heads))
             chunks = chunks_of(call, segment, heads)

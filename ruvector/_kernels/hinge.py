@@ -162,6 +162,9 @@ class _Rows:
         weights = self._add(distances, hidden)
         if weights is None or gradient is None:
             return
+        seen = weights.any(axis=0)[:, np.newaxis]
+        if not seen.all():
+            keys, keys64 = np.where(seen, keys, 0), np.where(seen, keys64, 0)
         # W is NaN where NaN counts; elsewhere its 0 leaves none of the other vector.
         anchors64, keys64 = _finite(self._anchor), _finite(keys64)
         # The same rows in the type of the products.
@@ -192,18 +195,19 @@ class _Rows:
     ) -> None:
         apart = self._anchor[:, np.newaxis] - keys
         distances = np.sqrt(np.einsum("ijk,ijk->ij", apart, apart))
+        finite = np.isfinite(distances).all()
         weights = self._add(distances, hidden)
         if weights is None or gradient is None:
             return
         weights *= self._share_of_rows()
-        if not np.isfinite(distances).all():
+        if not finite:
             apart[weights == 0] = 0
         apart *= weights[..., np.newaxis]
         gradient[...] = apart
         self._gradient -= apart.sum(axis=1)
 
     def _add(self, distances: _Float64, hidden: NDArray[np.bool_] | None) -> _Float64 | None:
-        """Add the hinges of a tile; returns 1 / D(a_i, n_j) where they are open, else 0."""
+        """Add the hinges of a tile; distances become 1 / D(a_i, n_j) where open, else 0."""
         hinges = self._reach[:, np.newaxis] - distances
         closed = hinges <= 0
         if hidden is not None:
