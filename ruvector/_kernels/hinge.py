@@ -162,7 +162,7 @@ class _Rows:
         weights = self._add(distances, hidden)
         if weights is None or gradient is None:
             return
-        seen = weights.any(axis=0)[:, np.newaxis]
+        seen = weights.any(axis=0, keepdims=True).T
         if not seen.all():
             keys, keys64 = np.where(seen, keys, 0), np.where(seen, keys64, 0)
         # W is NaN where NaN counts; elsewhere its 0 leaves none of the other vector.
