@@ -84,6 +84,8 @@ softcap, return_lse
     NotImplementedError
         By torch's backward, if a gradient is differentiated again: there is no double
         backward.
+    RuntimeError
+        By torch, inside the transforms of ``torch.func`` (vmap, grad and the like).
 
     See Also
     --------

@@ -237,6 +237,12 @@ def test_double_backward_is_refused():
         grad.sum().backward()
 
 
+def test_function_transforms_are_refused():
+    query, key = leaves(normal(2, 3, 4), normal(2, 5, 4, seed=1))
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.vmap(lambda one: scaled_dot_product_attention(one, key[0], key[0]))(query)
+
+
 def test_tensors_are_read_and_written_in_place(monkeypatch):
     from ruvector import _kernels
 
