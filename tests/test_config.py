@@ -381,7 +381,10 @@ class TestCorruptedModules:
 @needs_native
 @pytest.mark.parametrize("trouble", ["a text file", "none"])
 def test_kernels_run_without_their_c_interface(tmp_path, trouble):
-    shutil.copytree(PACKAGE, tmp_path / "ruvector")
+    # A repaired wheel has libraries of others beside the package.
+    for source in PACKAGE.parent.glob("ruvector*"):
+        if source.name in ("ruvector", "ruvector.libs"):
+            shutil.copytree(source, tmp_path / source.name)
     folder = tmp_path / "ruvector" / "_kernels"
     (module,) = (x for x in folder.glob("capi.*") if x.suffix in (".so", ".pyd"))
     module.unlink()
