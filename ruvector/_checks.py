@@ -12,6 +12,7 @@ import numpy as np
 from .errors import InvalidConfigError
 
 __all__ = [
+    "MOST_POSITIONS",
     "MOST_THREADS",
     "curvature_of",
     "extent",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+MOST_POSITIONS = 2**62
+"""More than any array has; kernels add a position to it without overflow."""
 
 MOST_THREADS = 2**31 - 1
 """What a kernel takes; more are as many as there are pieces of work, too."""
@@ -53,7 +57,7 @@ def integer(value: Any, name: str, minimum: int) -> int:
 
 def extent(value: Any, name: str) -> int:
     """Return a number of positions; one beyond every array is as good as any other."""
-    return min(integer(value, name, 0), 2**62)
+    return min(integer(value, name, 0), MOST_POSITIONS)
 
 
 def real_type(value: Any, name: str) -> np.dtype[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arrays import Array, integers
-from .._checks import extent, integer
+from .._checks import MOST_POSITIONS, integer
 from .._problem import Problem
 from ..errors import DimensionMismatchError, InvalidConfigError
 from .base import Gradients, Inputs
@@ -160,8 +160,8 @@ class LocalGlobalAttention(SoftmaxAttention):
         )
 
     def _problem(self, inputs: Inputs, mask: Array | None, **options: Any) -> Problem:
-        half = extent(self._local_window // 2, "local_window")
-        sinks = extent(self._global_tokens, "global_tokens")
+        half = min(self._local_window // 2, MOST_POSITIONS)
+        sinks = min(self._global_tokens, MOST_POSITIONS)
         return super()._problem(inputs, mask, left=half, right=half, num_sinks=sinks, **options)
 
 
